@@ -56,7 +56,7 @@ class Exercise:
     def notes(self, path: Path | None = None) -> str:
         """A Markdown page with questions and references for the exercise.
 
-        Commands in it name files in the folder of `path`."""
+        Commands in the page name files in the folder of `path`."""
         text = (MATERIAL / f"{self.name}.md").read_text(encoding="utf-8")
         return self._with_path(text, path)
 

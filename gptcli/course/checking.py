@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LIMIT_S = 15.0  # a correct file takes well under one second
-FOLLOW_S = 4.0  # for running a file again, to find the step at which it hangs
+FOLLOW_S = 4.0  # for running a file again, to find the step at which it hangs or ends
 
 
 def check_builtin() -> BuiltinReport:
@@ -39,9 +39,9 @@ def check_file(spec: str, exercise: str = "attention", *, limit_s: float = LIMIT
     """The report on `FILE[:CLASS]`, which is checked in a worker process.
 
     The check may take at most `limit_s` seconds. If the forward of an attention does not finish in
-    this time, the check runs forward again, for up to FOLLOW_S seconds, to find the step at which
-    it hangs. Raises GptcliError if there is no such file or class, or if the file cannot be used at
-    all."""
+    this time, or ends its process, forward runs again for up to FOLLOW_S seconds. This second run
+    finds the step at which forward hangs or ends. Raises GptcliError if there is no such file or
+    class, or if the file cannot be used at all."""
     with Checker(limit_s) as checker:
         return checker.check(spec, exercise)
 

@@ -1,5 +1,6 @@
-"""Grades a class of students: how far each of them is in each exercise. Checks copies of their
-files, in parallel.
+"""Grades a class of students: how far each student is in each exercise.
+
+Checks copies of the students' files, in parallel.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Grade:
         return sum(each.state == "passes" for each in self.exercises)
 
     def to_json(self) -> dict[str, Any]:
-        """The object of `gptcli grade --json`."""
+        """The object that `gptcli grade --json` prints for this student."""
         return {
             "student": self.student,
             "path": str(self.path),
@@ -85,7 +86,8 @@ def grade(
     a time, so files that hang delay one worker only. Closing the iterator ends all processes."""
     limit_s = limit_s or LIMIT_S
     count = max(1, min(workers or _MOST_WORKERS, usable_cores(), len(students)))
-    memory = min(MEMORY, int(0.8 * (available_memory() or MEMORY * count)) // count)
+    available = available_memory()
+    memory = MEMORY if available is None else min(MEMORY, int(0.8 * available) // count)
     room = students[0].path.parent if students else Path()
     limits = Limits(memory, _FILE_BYTES, quiet=True, hidden=room)
     checkers = [Checker(limit_s, limits) for _ in range(count)]
@@ -125,7 +127,7 @@ def _states(
     limit_s: float,
     ended: threading.Event,
 ) -> Iterator[Progress]:
-    """Yields the student's Progress in each exercise."""
+    """Yield the student's Progress in each exercise."""
     lost = 0.0  # seconds lost on the student's files that hung or crashed
     for exercise in exercises:
         path = student.files.get(exercise.name)

@@ -15,7 +15,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 TOLERANCE = 1e-9  # a larger error is a mistake: the checks use float64 and inputs of variance 1
 
 Learner = TypeVar("Learner")
-Say = Callable[[str], None]  # is told what runs, so that the report names it if the file hangs
+Say = Callable[[str], None]  # gets what runs now, which the report names if the file hangs or ends
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Lesson(ABC, Generic[Learner]):
         default, this method does nothing."""
 
     def all_steps(self, verdict: str) -> list[Check]:
-        """The report on a file without mistakes: an entry for each step, and one with `verdict`."""
+        """The checks in the report on a right file: one for each step, and one with `verdict`."""
         checks = [Check(name, True, "") for name in self._numbered_names()]
         return [*checks, Check("whole", True, verdict)]
 

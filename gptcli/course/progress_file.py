@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from gptcli.course.catalogue import EXERCISES
 from gptcli.files.bounded import MAX_JSON_BYTES, read_bounded
 from gptcli.files.durable import write_atomically
 
@@ -41,7 +42,7 @@ class ProgressFile:
         self.path = folder / NAME
         self.trouble = ""
         self._records: dict[str, Record] = {}
-        self._others: dict[str, Any] = {}  # exercises that this version does not know
+        self._file: dict[str, Any] = {}  # the file as it was read; a newer version can write more
         self._read()
 
     def __getitem__(self, exercise: str) -> Record:
@@ -89,8 +90,7 @@ class ProgressFile:
         except (ValueError, RecursionError) as error:
             self._set_aside(data, str(error))
             return
-        self._records = found
-        self._others = {k: v for k, v in value["exercises"].items() if k not in found}
+        self._records, self._file = found, value
 
     def _set_aside(self, data: bytes, why: str) -> None:
         """Keep a damaged file under another name. The records in memory stay."""
@@ -106,10 +106,10 @@ class ProgressFile:
         )
 
     def _write(self) -> None:
-        value = {
-            "made_by": _MADE_BY,
-            "exercises": {k: asdict(v) for k, v in self._records.items()} | self._others,
-        }
+        exercises = dict(self._file.get("exercises", {}))
+        for name, record in self._records.items():
+            exercises[name] = {**exercises.get(name, {}), **asdict(record)}
+        value = {**self._file, "made_by": _MADE_BY, "exercises": exercises}
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         try:
             write_atomically(self.path, text.encode("utf-8"))
@@ -118,11 +118,20 @@ class ProgressFile:
 
 
 def records(value: object) -> dict[str, Record]:
-    """The records in `value`, the JSON of a progress file. Raises ValueError if it is wrong."""
+    """The records in `value`, the JSON of a progress file. Raises ValueError for wrong JSON.
+
+    An exercise that this version does not know can have other values. Then it is left out."""
     exercises = value.get("exercises") if isinstance(value, dict) else None
     if not isinstance(exercises, dict):
         raise ValueError("it has no object `exercises`")
-    return {name: _record(name, entry) for name, entry in exercises.items()}
+    known, found = {each.name for each in EXERCISES}, {}
+    for name, entry in exercises.items():
+        try:
+            found[name] = _record(name, entry)
+        except ValueError:
+            if name in known:
+                raise
+    return found
 
 
 def _record(name: str, entry: object) -> Record:

@@ -22,8 +22,9 @@ class StepMark:
 
     `state` is "right", "wrong", "unseen" or "after". "unseen": the step comes before the wrong
     step, but no number that forward computes shows whether the step is right. "after": the step
-    comes after the wrong step, and is not judged. `line` is the number of the line that completes
-    the step, or None if unknown. `code` is the text of this line."""
+    comes after the wrong step, and is not judged. `line` is the number of the line that completes a
+    right step, or of the line that the report quotes for the wrong step. It is None if unknown, and
+    for all other steps. `code` is the text of this line."""
 
     step: int
     name: str
@@ -36,8 +37,9 @@ class StepMark:
 class Picture:
     """What to draw of a wrong attention: its steps and its attention weights.
 
-    Each array of attention weights is (T, T), for one head. It is None if the weights do not show
-    the mistake. -1 stands for a learner's weight that is not finite."""
+    Each array of attention weights is (T, T), for one head. Both are None unless the wrong step is
+    4, 5 or 6 and the learner's weights are known. -1 stands for a learner's weight that is not
+    finite."""
 
     steps: tuple[StepMark, ...]
     learner_weights: list[list[float]] | None = None
@@ -133,7 +135,7 @@ class PathResult:
             f"{self.cases} cases, largest error {self.largest_error:.1e}, "
             f"tolerance {self.tolerance:.0e}"
         )
-        # JSON has no NaN.
+        # JSON has neither NaN nor infinity.
         error = self.largest_error if self.largest_error < float("inf") else None
         return {
             "name": f"{self.path}, {self.dtype}, {self.device}",
@@ -165,7 +167,7 @@ class BuiltinReport:
         over = [r for r in self.results if not r.ok]
         cases = sum(r.cases for r in self.results)
         if not over:
-            return f"every path agrees with the reference in {cases} cases"
+            return f"every path agrees with the reference ({cases} cases in all)"
         worst = over[0]
         return (
             f"{len(over)} of {len(self.results)} results differ from the reference; the first is "

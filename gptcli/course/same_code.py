@@ -34,7 +34,7 @@ def fingerprint(tree: ast.Module) -> str | None:
 
 
 def given_fingerprints(exercise: Exercise) -> set[str]:
-    """The fingerprints of two skeletons: with a given constructor, and without a constructor."""
+    """The fingerprints of the skeletons with a given constructor and with a blank one."""
     texts = (exercise.skeleton(), exercise.skeleton(blank=True))
     return {found for text in texts if (found := fingerprint(syntax_tree(text))) is not None}
 

@@ -34,8 +34,8 @@ class Pair:
 def compare(learner: str, reference: str) -> list[Pair]:
     """The learner's file beside the reference: a Pair for each step.
 
-    If the comments in the learner's file do not number the same steps as the reference, there is
-    only one Pair, with all lines of both files."""
+    Leaves out step 0 if it is the same in both files. If the comments in the learner's file do not
+    number the same steps as the reference, there is only one Pair, with all lines of both files."""
     mine, ours = _cut(learner), _cut(reference)
     if list(mine) != list(ours):
         whole = [[line for part in parts.values() for line in part] for parts in (mine, ours)]

@@ -98,7 +98,7 @@ def _with_different_names(students: list[Student]) -> list[Student]:
 def _files_in(folder: Path) -> dict[str, Path]:
     """exercise -> its file in a student's folder.
 
-    Looks for files named after exercises. If there are none, uses what the files define."""
+    Looks for files named after exercises. If there are none, uses `_exercises_in`."""
     files = [path for path in regular_files(folder) if path.suffix in _SUFFIXES]
     found: dict[str, Path] = {}
     for path in files:
@@ -116,7 +116,9 @@ def _files_in(folder: Path) -> dict[str, Path]:
 
 
 def _exercises_in(path: Path) -> list[str]:
-    """The exercise that the file's name contains; if none, all whose code the file defines."""
+    """The exercise that the file's name contains; if none, all exercises that the file defines.
+
+    A file defines an exercise if it has the exercise's class, or half of its functions."""
     words = re.split(r"[^a-z0-9]+", path.stem.casefold())
     named = [each.name for each in EXERCISES if each.name in words]
     if named:

@@ -21,7 +21,7 @@ from gptcli.course.report import FileReport, StepMark
 from gptcli.course.sandbox.class_source import file_of_class
 from gptcli.course.sandbox.isolation import IN_CHECK
 from gptcli.course.sandbox.learner_file import find_file
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, cropped
 
 _SIGNS = {"right": "✓", "wrong": "✗", "unseen": "?", "after": "·"}
 
@@ -55,7 +55,14 @@ class Verdict:
         return self.report.mistake
 
     def hint(self, level: int = 1) -> str | None:
-        """Hint 1, 2 or 3, of which 3 says the most; None if there is nothing to correct."""
+        """Hint 1, 2 or 3, of which 3 says the most; None if there is nothing to correct.
+
+        Raises GptcliError if `level` is no whole number."""
+        if not isinstance(level, int):
+            raise GptcliError(
+                f"the level of a hint must be a whole number; got {cropped(repr(level))}",
+                "give 1, 2 or 3",
+            )
         return self.report.hint(max(1, level))
 
     def to_json(self) -> dict[str, Any]:
@@ -99,7 +106,7 @@ def check(thing: object, exercise: str | None = None) -> Verdict:
     GptcliError if there is no exercise of the name `exercise`."""
     if not isinstance(thing, type | str | Path):
         thing = type(thing)  # `thing` is an instance, so take its class
-    name = _exercise_of(thing) if exercise is None else exercise_named(exercise).name
+    name = _exercise_of(thing) if exercise is None else exercise_named(str(exercise)).name
     if IN_CHECK in os.environ:  # a check runs the file that contains this call
         return Verdict(FileReport(str(thing), name, str(thing), True, "checked from outside"))
     with tempfile.TemporaryDirectory(prefix="gptcli-class-") as folder:

@@ -20,10 +20,10 @@ Judge = Callable[..., Judged]
 
 @pytest.fixture(scope="session")
 def judge(once: Once) -> Judge:
-    """judge("name", {"file.py": text}) checks files with these texts, and returns their reports by
-    file name.
+    """judge("name", {"file.py": text}) checks files with these texts: file name -> report.
 
-    Only one pytest worker checks the files. Calls with the same "name" get the same reports."""
+    A file that cannot be used has a GptcliError instead of a report. Only one pytest worker checks
+    the files. Calls with the same "name" get the same reports."""
 
     def check(name: str, texts: Mapping[str, str], limit_s: float = 30.0) -> Judged:
         def make(folder: Path) -> None:

@@ -2,8 +2,8 @@
 """Right attention files in the conventions of other courses, books and projects.
 
 They are written for this project, each in the style of a course, book or project. WRONG lists
-mistakes for each file. A mistake is (the number of the wrong step, a text of the file, the wrong
-text that replaces it).
+mistakes for most of the files. A mistake is (the number of the wrong step, a text of the file, the
+wrong text that replaces it).
 """
 
 from __future__ import annotations

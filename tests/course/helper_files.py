@@ -1,7 +1,7 @@
-"""Wrong attention whose fault is inside a function, a method, a module, a lambda or a loop.
+"""Wrong files whose fault is inside a function, a method, a module, a lambda or a loop.
 
-Each mistake is a replacement in one right file. The report on the wrong file should quote a changed
-line, or the line that calls the function with the fault.
+WRONG is for attention, WRONG_OTHERS for other exercises. Each mistake is a replacement in one right
+file. The report on the wrong file should quote a changed line, or a line named in ALSO.
 """
 
 from __future__ import annotations
@@ -339,8 +339,8 @@ WRONG: list[tuple[str, int, str, str, str]] = [
     ("mask hides past", 5, "methods", "cols > rows", "cols < rows"),
     ("mask one late", 5, "methods", "cols > rows", "cols > rows + 1"),
     ("sum over queries", 6, "methods", "p.sum(-1, keepdim=True)", "p.sum(-2, keepdim=True)"),
-    ("sum of mean", 6, "methods", "p.sum(-1, keepdim=True)", "p.mean(-1, keepdim=True)"),
-    ("no exp", 6, "methods", "(s - top).exp()", "(s - top).exp().sqrt()"),
+    ("mean for sum", 6, "methods", "p.sum(-1, keepdim=True)", "p.mean(-1, keepdim=True)"),
+    ("root of exp", 6, "methods", "(s - top).exp()", "(s - top).exp().sqrt()"),
     ("weights squared", 7, "methods", "torch.matmul(p, v)", "torch.matmul(p * p, v)"),
     ("weights times keys", 7, "methods", "torch.matmul(p, v)", "torch.matmul(p, k)"),
     (
@@ -432,8 +432,9 @@ def wrong_text(entry: tuple[str, int, str, str, str]) -> str:
 
 
 def faulty_lines(entry: tuple[str, int, str, str, str]) -> set[int]:
-    """The numbers of the lines that `entry` changed, counted in the wrong file. If it only deleted
-    a text, these are the two lines around the deleted text."""
+    """The numbers of the lines that `entry` changed, counted in the wrong file.
+
+    If `entry` only deleted a text, these are the two lines around the deleted text."""
     text = RIGHT[entry[2]]
     at = text.index(entry[3])
     first = text[:at].count("\n") + 1
@@ -712,9 +713,9 @@ WRONG_OTHERS: list[tuple[str, str, int, str, str]] = [
     ("mlp", "relu", 2, "0.5 * t * (1 + torch.erf(t / math.sqrt(2)))", "torch.relu(t)"),
     ("mlp", "no root", 2, "math.sqrt(2)", "2"),
     ("mlp", "not called", 2, "return bend(t)", "bend(t)\n        return t"),
-    ("mlp", "twice", 4, "return self.c_proj(t)", "return self.c_proj(t) * 2"),
+    ("mlp", "output doubled", 4, "return self.c_proj(t)", "return self.c_proj(t) * 2"),
     ("sampling", "softmax without exp", 3, "e = torch.exp(t)", "e = t"),
-    ("sampling", "softmax of twice", 3, "e = torch.exp(t)", "e = torch.exp(2 * t)"),
+    ("sampling", "exp of twice", 3, "e = torch.exp(t)", "e = torch.exp(2 * t)"),
     ("sampling", "cut with 0", 2, 'float("-inf")', "0.0"),
     ("sampling", "one too few", 2, "len(ordered)) - 1", "len(ordered)) - 2"),
     (
@@ -817,8 +818,9 @@ def wrong_other(entry: tuple[str, str, int, str, str]) -> str:
 
 
 def faulty_other(entry: tuple[str, str, int, str, str]) -> set[int]:
-    """The numbers of the lines that `entry` changed, counted in the wrong file. If it only deleted
-    a text, these are the two lines around the deleted text."""
+    """The numbers of the lines that `entry` changed, counted in the wrong file.
+
+    If `entry` only deleted a text, these are the two lines around the deleted text."""
     text = OTHERS[entry[0]]
     first = text[: text.index(entry[3])].count("\n") + 1
     count = max(entry[4].rstrip("\n").count("\n") + 1, 1)

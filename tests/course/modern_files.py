@@ -452,7 +452,7 @@ GROWING = BASE.replace("    positions = ", "    if head_dim in KEPT and len(KEPT
     "length:\n        return tuple(part[:length] for part in KEPT[head_dim])\n    positions = "
 ).replace(TABLES, "KEPT[head_dim] = angles.cos(), angles.sin()\n    return KEPT[head_dim]").replace(
     "def rotary_angles", "KEPT = {}\n\n\ndef rotary_angles")  # fmt: skip
-"""It keeps the longest tables of each head_dim, and uses them for every dtype."""
+"""This file keeps the longest tables of each head_dim, and uses them for every dtype."""
 
 HEAD_NORM = """class HeadNorm(nn.Module):
     def __init__(self, dim, eps=1e-5):

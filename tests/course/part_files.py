@@ -1,4 +1,4 @@
-"""Right and wrong layer norms, feed-forward networks and blocks, made from three templates."""
+"""Right and wrong layer norms, MLPs and blocks, most of them made from three templates."""
 
 # ruff: noqa: E501
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Right and wrong attention with a past (earlier keys and values), in the styles of many programs.
 
-No file is a copy: each is written for this project. The comment above a file names its style.
+No file is a copy: each is written for this project. The comment above a file names its style, or
+what is special in it.
 """
 
 from __future__ import annotations
@@ -415,8 +416,8 @@ ASKED = HUGGING_FACE.replace(
     "        if not use_cache:\n            return attn_output\n"
     "        outputs = (attn_output, present)\n",
 )
-# The past that forward returns has only the newest block_size tokens. The results are the same,
-# because a text of this file has at most block_size tokens.
+# The past that forward returns has only the newest block_size tokens. The results equal those of
+# MINGPT, because a text has at most block_size tokens.
 CROPPED = MINGPT.replace(
     "        present = (k, v)\n",
     "        W = self.bias.shape[-1]\n        present = (k[:, :, -W:], v[:, :, -W:])\n",
@@ -484,7 +485,7 @@ WRONG: list[tuple[str, ...]] = [
      "            k = torch.cat((past_k, k), dim=2)\n"
      "            v = torch.cat((past_v, v), dim=2)\n",
      "            pass\n"),
-    ("keys before values", "1", "hugging face", "(past_value, value)", "(past_key, value)"),
+    ("old keys before values", "1", "hugging face", "(past_value, value)", "(past_key, value)"),
     ("old values before keys", "1", "merged", "(past_k, k)", "(past_v, k)"),
     ("only the last new token", "1", "nano", "[kv_cache[0], k]", "[kv_cache[0], k[:, :, -1:]]",
      "[kv_cache[1], v]", "[kv_cache[1], v[:, :, -1:]]"),

@@ -1,5 +1,7 @@
-"""More right and wrong attention with a past (earlier keys and values). The check was complete
-before these files were written."""
+"""More right and wrong attention with a past (earlier keys and values).
+
+The check was complete before these files were written.
+"""
 
 from __future__ import annotations
 
@@ -323,9 +325,9 @@ RIGHT = {
     "optional": OPTIONAL,
     "network": NETWORK,
 }
-# The mistakes. An entry holds: what is wrong in words, the number of the wrong step, the name of a
-# right file in RIGHT, and then pairs. A pair is a text in this file, and the text that replaces
-# it.
+# The mistakes. An entry says in words what is wrong, and holds the number of the wrong step, the
+# name of a right file in RIGHT, and then pairs: a text of this right file, and the text that
+# replaces it.
 WRONG: list[tuple[str, ...]] = [
     ("heads: new first", "1", "heads", "(pk, k)", "(k, pk)", "(pv, v)", "(v, pv)"),
     ("heads: channels", "1", "heads", "(pk, k), dim=1", "(pk, k), dim=2"),
@@ -342,7 +344,7 @@ WRONG: list[tuple[str, ...]] = [
      "v_cache[:, :, :T] = v"),
     ("buffers: values not written", "1", "buffers",
      "        v_cache[:, :, start_pos : start_pos + T] = v\n", ""),
-    ("optional: last one lost", "1", "optional", "torch.cat((past_key_value[0], k), dim=2)",
+    ("optional: oldest one lost", "1", "optional", "torch.cat((past_key_value[0], k), dim=2)",
      "torch.cat((past_key_value[0][:, :, 1:], k), dim=2)",
      "torch.cat((past_key_value[1], v), dim=2)",
      "torch.cat((past_key_value[1][:, :, 1:], v), dim=2)"),
@@ -386,7 +388,8 @@ WRONG: list[tuple[str, ...]] = [
     ("optional: no mask", "5", "optional", ", attn_mask=bias", ""),
     ("network: mask for new ones", "5", "network", "torch.ones(T, S).tril(S - T)",
      "torch.cat((torch.zeros(T, S - T), torch.ones(T, T).tril()), dim=1)"),
-    ("heads: softmax over rows", "6", "heads", "F.softmax(wei, dim=-1)", "F.softmax(wei, dim=1)"),
+    ("heads: softmax over queries", "6", "heads", "F.softmax(wei, dim=-1)",
+     "F.softmax(wei, dim=1)"),
     ("dataclass: heads mixed", "6", "dataclass", "y.permute(0, 2, 1, 3).reshape", "y.reshape"),
     ("optional: not projected", "6", "optional", "self.proj(y.transpose(1, 2).flatten(2))",
      "y.transpose(1, 2).flatten(2)"),

@@ -1,5 +1,4 @@
-"""Right and wrong files for the exercise `sampling`: one template, in which the bodies of functions
-are replaced."""
+"""Right and wrong files for the exercise `sampling`, most of them made from one template."""
 
 from __future__ import annotations
 
@@ -257,8 +256,7 @@ ONE_LINERS = {
 
 
 def with_functions(functions: dict[str, str], text: str = BASE) -> str:
-    """The text `text` (by default the template) with new bodies for the functions in
-    `functions`."""
+    """`text` with new bodies for the functions in `functions`, and imports of math and numpy."""
     parts = text.split("\n\n\n")
     for name, body in functions.items():
         (at,) = (i for i, part in enumerate(parts) if part.startswith(f"def {name}("))

@@ -1,7 +1,8 @@
 """Attention files in many styles of code, right ones and wrong ones.
 
-A Change is one mistake: it replaces a text of a right file by another. Each style that contains
-the replaced text gives one wrong file.
+A Change is one mistake: it replaces a text of a right file by another text. Each style that
+contains the replaced text gives one wrong file, unless the Change is limited to other styles
+(`only`).
 """
 
 from __future__ import annotations
@@ -140,16 +141,17 @@ NO = "raise NotImplementedError"
 
 @dataclass(frozen=True)
 class Change:
-    """A mistake: `new` replaces `old` in every style that contains `old`. The report on a file with
-    this mistake must name one of the `slugs`."""
+    """A mistake: `new` replaces `old` in every style that contains `old`.
+
+    The report on a file with this mistake must name one of the `slugs`, which are separated by
+    blanks ("*": any slug)."""
 
     name: str
     step: int
     slugs: str
     old: str
     new: str
-    # The names of the styles in which the change is made, separated by blanks. If empty: all
-    # styles.
+    # The names of the styles in which the change is made, separated by blanks. "" stands for all.
     only: str = ""
 
     def texts(self) -> dict[str, str]:

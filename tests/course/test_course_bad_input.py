@@ -32,7 +32,7 @@ def file_of(more: str = "", body: str = "pass", also: str = "") -> str:
 UNUSABLE = {
     "no_class": (
         "from torch import nn\nclass Mixer(nn.Module): pass\nclass Other(nn.Module): pass\n",
-        "no class `CausalSelfAttention`; it has `Mixer`, `Other`",
+        "no class `CausalSelfAttention`; the file has `Mixer`, `Other`",
         "no_class.py:",
     ),
     "nothing": ("x = 1\n", "there is no class `CausalSelfAttention`", "name another file"),
@@ -179,8 +179,9 @@ def test_spec_is_file_and_class(
     name: str,
     class_name: str,
 ) -> None:
-    """FILE:CLASS names a class in a file. But a colon that belongs to the path, such as the one of
-    a drive letter, does not start the name of a class."""
+    """FILE:CLASS names a class in a file.
+
+    A colon that belongs to the path does not start the name of a class."""
     if sys.platform == "win32" and "b:" in spec:
         pytest.skip("Windows allows no such file name")
     monkeypatch.chdir(tmp_path)
@@ -198,9 +199,10 @@ def test_a_drive_letter_does_not_start_a_class() -> None:
 
 
 def test_load_attention_leaves_no_trace(tmp_path: Path) -> None:
-    """load_attention puts no module of the learner into sys.modules, and no bytecode into the
-    learner's folder. If the learner changes the file, the next call loads the new text, even within
-    the same second."""
+    """load_attention leaves no module in sys.modules, and no bytecode in the learner's folder.
+
+    If the learner changes the file, the next call loads the new text, even within the same
+    second."""
     for name in ("bare_parameters.py", "bare_product.py"):
         (tmp_path / name).write_bytes((FILES / name).read_bytes())
     spec = str(tmp_path / "bare_parameters.py")
@@ -220,8 +222,9 @@ def test_load_attention_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_the_command_line_side_does_not_import_torch(tmp_path: Path) -> None:
-    """The process of the command does not import torch, pydantic or rich. Only the worker process,
-    which runs the learner's file, needs torch."""
+    """The process of the command does not import torch, pydantic or rich.
+
+    Only the worker process, which runs the learner's file, needs torch."""
     code = (
         "import sys\nfrom gptcli.course import check_file\nimport gptcli.cli.check\n"
         "from gptcli.errors import GptcliError\n"

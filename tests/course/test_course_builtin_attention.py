@@ -1,4 +1,4 @@
-"""check-attention without a file compares all implementations of gptcli's own attention."""
+"""check-attention without a file compares all code paths of the builtin attention."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ FEW = [Sizes(2, 5, 3, 4, True), Sizes(1, 70, 2, 8, False), Sizes(1, 1, 1, 1, Tru
 
 
 def test_all_builtin_paths_agree_with_the_reference() -> None:
-    """On a CPU, the comparison covers both branches of `attend`: matrix products, and the fused
-    kernel."""
+    """On a CPU, the comparison covers both branches of `attend`: products and the fused kernel."""
     report = compare_paths(["cpu"], FEW)
     assert report.ok, report.message
     assert {result.path for result in report.results} == set(PATHS)

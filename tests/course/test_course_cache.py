@@ -18,7 +18,19 @@ from gptcli.course.sandbox.learner_file import find_file
 from gptcli.course.solutions import solution
 from gptcli.errors import GptcliError
 from tests.course import cache_unseen
-from tests.course.cache_files import RIGHT, WRONG, wrong_text
+from tests.course.cache_files import (
+    BASE,
+    CACHE,
+    CAT_K,
+    CLEAR,
+    FILL,
+    HEAD,
+    RETURN,
+    RIGHT,
+    STORE,
+    WRONG,
+    wrong_text,
+)
 
 
 def report_of(folder: Path, text: str) -> FileReport:
@@ -83,8 +95,7 @@ def test_every_mistake_of_the_bank_has_a_file_and_a_question() -> None:
 
 @pytest.mark.parametrize("step", range(1, 7))
 def test_a_file_written_up_to_a_step_is_judged_up_to_it(step: int, tmp_path: Path) -> None:
-    """In the file, the steps before `step` are from the solution, and the other steps raise
-    NotImplementedError."""
+    """The steps before `step` are from the solution; the others raise NotImplementedError."""
     skeleton, whole = exercise_named("cache").skeleton(), solution(exercise_named("cache"))
     at = r"^ *# (?:Also s|S)tep (\d)\b.*?(?=^ *# (?:Also s|S)tep \d|^ *def |^ *@|^class |\Z)"
     pattern = re.compile(at, re.MULTILINE | re.DOTALL)
@@ -123,7 +134,7 @@ def test_a_wrong_mask_gets_no_tick_before_step_6_is_written(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("class A:\n    pass\n", "there is no class `KeyValueCache`; it has `A`"),
+        ("class A:\n    pass\n", "there is no class `KeyValueCache`; the file has `A`"),
         ("import torhc\n", "cache.py:1: No module named"),
     ],
 )
@@ -149,3 +160,84 @@ def test_a_missing_part_is_named_at_its_step(old: str, tmp_path: Path) -> None:
     report = report_of(tmp_path, RIGHT["template"].replace(old, new))
     assert report.first_wrong_step == step
     assert says in report.message
+
+
+MADE = "class KeyValueCache:\n    def __init__(self, block_size):\n"
+AS_MODULE = MADE.replace(":\n", "(nn.Module):\n", 1) + "        super().__init__()\n"
+TAKES = "def forward(self, x, cache=None):"
+OTHER_FORMS = {
+    "the cache is a module": (MADE, AS_MODULE),
+    "positional-only": (MADE, MADE.replace("block_size)", "block_size, /)")),
+    "two positional-only": (MADE, MADE.replace("block_size)", "extra=3, block_size=None, /)")),
+    "forward, positional-only": (TAKES, TAKES.replace("None)", "None, /)")),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMS)
+def test_classes_in_other_forms_are_accepted(name: str, tmp_path: Path) -> None:
+    old, new = OTHER_FORMS[name]
+    assert old in BASE
+    report = report_of(tmp_path, BASE.replace(old, new))
+    assert report.ok, report.message
+
+
+def test_a_class_that_the_file_has_is_not_called_missing(tmp_path: Path) -> None:
+    plain = BASE.replace("class CausalSelfAttention(nn.Module)", "class CausalSelfAttention")
+    report = report_of(tmp_path, plain)
+    assert (report.mistake, report.first_wrong_step) == ("no-module", 5), report.message
+    report = report_of(tmp_path, (HEAD + CACHE).replace(MADE, AS_MODULE))
+    assert (report.mistake, report.first_wrong_step) == ("missing", 5), report.message
+    assert "no class `CausalSelfAttention`; the file has `KeyValueCache`" in report.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("def append(self, k, v):\n", "def append(self, k, v):\n        v = v.float()\n",
+         "for values in float64 your cache returns float32"),
+        (RETURN, "        v = self.values\n        if v.dtype == torch.bfloat16:\n"
+         "            v = v.float()\n        return self.keys, v\n",
+         "for values in bfloat16 your cache returns float32"),
+        (RETURN, "        return self.keys.float(), self.values\n", "for keys in float64"),
+    ],
+)  # fmt: skip
+def test_keys_and_values_must_both_keep_their_dtype(
+    old: str, new: str, says: str, tmp_path: Path
+) -> None:
+    assert old in BASE
+    report = report_of(tmp_path, BASE.replace(old, new))
+    assert report.mistake == "other-dtype", report.message
+    assert says in report.message
+
+
+def test_shared_values_are_found(tmp_path: Path) -> None:
+    text = BASE.replace(STORE, "        self.keys = k if self.keys is None else "
+                        f"{CAT_K}\n        self.values.append(v)\n")  # fmt: skip
+    text = text.replace(RETURN, "        return self.keys, torch.cat(self.values, dim=2)\n")
+    text = text.replace("        self.values = None\n", "")
+    text = text.replace(
+        MADE, MADE.replace("KeyValueCache:\n", "KeyValueCache:\n    values = []\n\n")
+    )
+    report = report_of(tmp_path, text)
+    assert (report.mistake, report.first_wrong_step) == ("shared-between-caches", 1), report.message
+
+
+@pytest.mark.parametrize(
+    ("new", "says"),
+    [
+        ("", "no mask: each"),
+        ("        if cache is None:\n    " + FILL, "no mask with a cache: each"),
+    ],
+)
+def test_a_missing_mask_is_said_to_be_missing_where_it_is(
+    new: str, says: str, tmp_path: Path
+) -> None:
+    report = report_of(tmp_path, BASE.replace(FILL, new))
+    assert (report.mistake, report.first_wrong_step) == ("no-mask", 5), report.message
+    assert says in report.message
+
+
+def test_clear_may_leave_values_that_append_replaces(tmp_path: Path) -> None:
+    assert CLEAR in BASE
+    report = report_of(tmp_path, BASE.replace(CLEAR, "        self.keys = None\n\n\nclass"))
+    assert report.ok, report.message

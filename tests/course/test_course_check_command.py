@@ -9,9 +9,11 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from gptcli.cli.check import check_attention
+from gptcli.cli.check import _next_lines, check_attention
 from gptcli.course import checking
 from gptcli.course.attention import builtin
+from gptcli.course.catalogue import EXERCISES
+from gptcli.course.report import FileReport
 from gptcli.errors import GptcliError
 from tests.course.wrong_attention import FILES, WRONG_FILES
 
@@ -29,6 +31,13 @@ def wrong(tmp_path: Path) -> str:
     path = tmp_path / "mine.py"
     path.write_text(next(m for m in WRONG_FILES if m.name == "not_merged").text(), encoding="utf-8")
     return str(path)
+
+
+@pytest.mark.parametrize("exercise", [each.name for each in EXERCISES])
+def test_the_first_command_after_a_right_file_is_marked(exercise: str) -> None:
+    first, *others = _next_lines(FileReport("my/file.py", exercise, "", ok=True, message=""))
+    assert first.startswith("next: gptcli ")
+    assert all(line.startswith("      gptcli ") for line in others)
 
 
 def test_files_as_json_one_object_a_line(wrong: str) -> None:
@@ -70,8 +79,7 @@ def test_each_hint_level_prints_another_hint(wrong: str) -> None:
 
 
 def test_a_wrong_file_is_drawn(tmp_path: Path) -> None:
-    """The output has a mark for each of the eight steps, and shows the learner's attention weights
-    beside the weights of the reference."""
+    """The output marks each of the eight steps, and shows the learner's and the right weights."""
     path = tmp_path / "mine.py"
     text = next(m for m in WRONG_FILES if m.name == "mask_off_by_one").text()
     path.write_text(text, encoding="utf-8")
@@ -83,7 +91,7 @@ def test_a_wrong_file_is_drawn(tmp_path: Path) -> None:
     assert marks[4][0] not in {marks[3][0], marks[5][0]}
     assert any("your weights" in line and "right weights" in line for line in lines)
     row = next(line for line in lines if line.startswith("    0 "))
-    assert "100" in row  # 100 %: the first token looks only at itself
+    assert "100" in row  # 100 %: in the reference, the first token looks only at itself
 
 
 def test_right_files_exit_0() -> None:

@@ -29,8 +29,9 @@ FORWARD = "    def forward(self, x):\n"
 
 
 class Room:
-    """The folders of two students of a class. The tests run the file of one student, which must not
-    read the file of the other student."""
+    """The folders of two students of a class.
+
+    The tests run the file of one student, which must not read the file of the other student."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.outside = folder / "class", folder / "outside"
@@ -42,8 +43,7 @@ class Room:
         self.checker = Checker(8.0, Limits(file_bytes=16 << 20, quiet=True, hidden=self.folder))
 
     def run(self, code: str, top: str = "") -> FileReport:
-        """The report on a right layer norm: its file starts with `top`, and its forward runs
-        `code`."""
+        """The report on a right layer norm: its file starts with `top`, its forward runs `code`."""
         lines = "".join(f"        {line}\n" for line in code.splitlines())
         path = self.mine / "layernorm.py"
         assert FORWARD in LAYERNORM
@@ -51,8 +51,7 @@ class Room:
         return self.checker.check_found(find_file(str(path), "layernorm"), 8.0, self.mine)
 
     def state(self) -> dict[str, tuple[int, float, bytes]]:
-        """Path -> (permissions, time, bytes) of the files and folders that the graded file must not
-        change."""
+        """Path -> (permissions, time, bytes) of all that the graded file must not change."""
         found = {}
         for place in (self.outside, self.other):
             for path in (place, *sorted(place.rglob("*"))):

@@ -31,7 +31,7 @@ QUOTED = (
     *("lecture", "input_and_exit", "arena", "annotated_transformer", "conv1d", "mingpt"),
     *("llms_from_scratch_wrapper", "annotated_config"),
 )
-"""The names of right files. A slow test reads the notes that the check writes on these files."""
+"""The names of right files. Slow tests read the notes that the check writes on these files."""
 
 BY_HEAD = "(t.reshape(B, T, C) for t in self.c_attn(x).view(B, T, H, 3, D).unbind(3))"
 INTERLEAVED = "self.c_attn(x).view(B, T, C, 3).unbind(-1)"

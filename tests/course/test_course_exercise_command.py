@@ -1,5 +1,4 @@
-"""`gptcli exercise`: the list of exercises, the skeletons, the progress in a folder, and
---watch."""
+"""`gptcli exercise`: the list of exercises, the skeletons, the progress in a folder, --watch."""
 
 from __future__ import annotations
 
@@ -161,7 +160,7 @@ def test_the_commands_of_skeleton_and_notes_name_a_file_that_exists(
         ("check-mlp my", "name the Python file in it, for example my/own.py"),
         ("check-mlp my/layernrm.py", "did you mean my/layernorm.py?"),
         ("check-mlp nowhere/mlp.py", "there is no folder nowhere either"),
-        ("check-mlp x.py", "name a .py file with your class in it; gptcli exercise mlp --out my"),
+        ("check-mlp x.py", "name a .py file with your class in it; `gptcli exercise mlp --out my`"),
     ],
 )
 def test_a_check_suggests_the_file_of_its_exercise(

@@ -51,8 +51,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 
 
 
 def student(folder: Path, name: str, **files: str) -> Path:
-    """Make the folder of a student. It has a skeleton for each exercise, except for those whose
-    text is in `files`."""
+    """Make the folder of a student, and return its path.
+
+    The folder has a skeleton for each exercise, except for those whose text is in `files`."""
     write_exercises(EXERCISES, folder / name)
     for exercise, text in files.items():
         (folder / name / f"{exercise}.py").write_text(text, encoding="utf-8")
@@ -60,8 +61,9 @@ def student(folder: Path, name: str, **files: str) -> Path:
 
 
 def inside(code: str, text: str = RIGHT, mark: str = MARK) -> str:
-    """The right file `text` with `code` before the line `mark` of forward, so the check runs
-    `code`."""
+    """The right file `text` with `code` before the line `mark` of forward.
+
+    So the check runs `code`."""
     lines = "".join(f"        {line}\n" for line in code.splitlines())
     assert mark in text
     return text.replace(mark, lines + mark)
@@ -253,7 +255,7 @@ def test_the_table_fits_80_columns(
     assert [line.split()[0] for line in lines[9:12]] == ["zoe", "9", "passed"]
     assert "attention  step 5  mask-missing  1  zoe" in lines
     assert "zoe/mlp: mlp.py:1: No module named 'torhc'" in lines
-    assert "5/8: five of eight steps are right" in outcome.err
+    assert "5/8: the first five of eight steps are right" in outcome.err
 
 
 def test_the_most_frequent_mistake_of_a_step() -> None:
@@ -279,8 +281,10 @@ def test_the_most_frequent_mistake_of_a_step() -> None:
 
 @pytest.mark.slow
 def test_no_process_of_a_file_outlives_its_check(tmp_path: Path) -> None:
-    """Two files start processes. The file daemon.py is right, but it starts one process in a new
-    session (setsid). The file crowd.py starts eighty processes."""
+    """Two files start processes.
+
+    The file daemon.py is right, but it starts two processes, one of them in a new session (setsid).
+    The file crowd.py starts eighty processes."""
     started = "import os\nos.system('setsid sleep 661 & sleep 661 &')\n"
     crowd = "import os\nos.system('for i in $(seq 80); do sleep 662 & done; wait')\n"
     for name, code in (("daemon", started), ("crowd", inside(crowd))):

@@ -1,5 +1,7 @@
-"""`gptcli learn` checks a file at each save, also while some of its steps are still to be
-written."""
+"""The check judges the written steps of a file whose later steps are still to be written.
+
+Such files are usual, because `gptcli learn` checks a file at each save.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,7 @@ _SPLIT = ".view(B, T, H, D).transpose(1, 2)"
 
 
 def half_written(name: str, done: int) -> str:
-    """The skeleton of the exercise `name`, in which the first `done` steps are from the
-    solution."""
+    """The skeleton of the exercise `name`; its first `done` steps are from the solution."""
     exercise = exercise_named(name)
     todo, right = exercise.skeleton().splitlines(), solution(exercise).splitlines()
     lines = []

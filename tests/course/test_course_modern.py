@@ -163,7 +163,7 @@ def half_written(done: int) -> str:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("def f():\n    pass\n", "there is no class `RMSNorm`; it has `f`"),
+        ("def f():\n    pass\n", "there is no class `RMSNorm`; the file has `f`"),
         ("import torhc\n", "modern.py:1: No module named"),
     ],
 )
@@ -171,3 +171,65 @@ def test_unusable_files_are_errors(text: str, says: str, tmp_path: Path) -> None
     with pytest.raises(GptcliError, match=re.escape(says)) as caught:
         report_of(tmp_path, text)
     assert caught.value.hint
+
+
+DOUBLE = "return torch.cat((angles.cos(), angles.cos()), -1), torch.cat("
+
+
+@pytest.mark.parametrize(
+    ("slug", "old", "new", "says"),
+    [
+        ("sine-negative", TABLES, f"{DOUBLE}(angles.sin(), -angles.sin()), -1)",
+         r"at position 1 it is -0\.8415, expected 0\.8415,.*sin\[2, 4\] is -0\.9093, expected 0\."),
+        ("frequencies-reversed", TABLES, "angles = angles.flip(1)\n    " + DOUBLE
+         + "(-angles.sin(), angles.sin()), -1)", "the last of 4 is 1, expected 0.001"),
+        ("turns", TABLES, "angles = angles * 2 * math.pi\n    " + TABLES, "angle is 0 .up to"),
+        ("another-theta", "10000 **", "9999 **", r"is (0\.0010\d+), expected 0\.001,"),
+        ("tables-rounded", TABLES, "return angles.cos(), angles.sin().bfloat16()", "the sine"),
+        ("low-precision", TABLES, "return angles.cos(), angles.bfloat16().sin()", "the sine"),
+    ],
+)  # fmt: skip
+def test_numbers_in_messages_on_tables_show_the_mistake(
+    slug: str, old: str, new: str, says: str, tmp_path: Path
+) -> None:
+    assert old in BASE
+    report = report_of(tmp_path, BASE.replace(old, new))
+    assert (report.mistake, report.first_wrong_step) == (slug, 2), report.message
+    assert re.search(says, report.message), report.message
+
+
+RESULT = "return self.c_proj(y)"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "quoted"),
+    [
+        (RESULT, "y = self.c_proj(y)\n        return y if start == 0 else y[:, -1]", None),
+        (RESULT, "y = self.c_proj(y)\n        return y if start == 0 else (y, k)", None),
+        (RESULT, f"assert start == 0\n        {RESULT}", "assert start == 0"),
+        ("rotary_angles(D, start + T)", "rotary_angles(D, T)", "cos, sin = rotary_angles(D, T)"),
+    ],
+)
+def test_the_line_that_a_later_start_stops_is_quoted(
+    old: str, new: str, quoted: str | None, tmp_path: Path
+) -> None:
+    assert old in BASE
+    report = report_of(tmp_path, BASE.replace(old, new))
+    assert (report.mistake, report.first_wrong_step) == ("start-stops", 4), report.message
+    assert f"`{quoted or new.rpartition('  ')[2]}`" in report.message
+
+
+@pytest.mark.parametrize(
+    "signature", ["x, start=0, /", "x, position=0, /", "x, *, start=0", "x, *rest", "x, **named"]
+)
+def test_forward_can_take_the_start_in_any_way(signature: str, tmp_path: Path) -> None:
+    body = {
+        "x, position=0, /": "start = position",
+        "x, *rest": "start = rest[0] if rest else 0",
+        "x, **named": "start = named.get('start', 0)",
+    }.get(signature, "pass")
+    old = "forward(self, x, start=0):\n"
+    assert old in BASE
+    text = BASE.replace(old, f"forward(self, {signature}):\n        {body}\n")
+    report = report_of(tmp_path, text)
+    assert report.ok, report.message

@@ -27,8 +27,9 @@ CASES = [(name, i) for name, entries in WRONG.items() for i in range(len(entries
 def reports(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> dict[str, FileReport]:
-    """The reports on those files of part_files.py that the selected tests need. The files are
-    checked in this process, because none of them hangs."""
+    """The reports on those files of part_files.py that the selected tests need, and on skeletons.
+
+    The files are checked in this process, because none of them hangs."""
     folder = tmp_path_factory.mktemp("parts")
     keys, cases = wanted(request, "key"), wanted(request, "case")
     texts = {

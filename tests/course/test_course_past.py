@@ -1,5 +1,7 @@
-"""check-cache also checks an attention that takes and returns the earlier keys and values, or that
-stores them itself."""
+"""check-cache also checks an attention without a cache class.
+
+Such an attention takes and returns the earlier keys and values, or stores them itself.
+"""
 
 from __future__ import annotations
 
@@ -59,3 +61,78 @@ def test_dropout_in_evaluation_is_found_before_outputs_are_compared(tmp_path: Pa
 def test_every_mistake_has_a_question() -> None:
     assert {mistake.slug for mistake in BANK} <= set(QUESTIONS["cache"])
     assert len({mistake.slug for mistake in MISTAKES}) == len(MISTAKES)
+
+
+def test_questions_and_texts_fit_a_file_without_a_cache_class() -> None:
+    """Such a file has no `append`."""
+    slugs = {mistake.slug for mistake in BANK} - {"returns-more"}  # which only the class can have
+    texts = [QUESTIONS["cache"][slug] for slug in slugs]
+    texts += [t for m in BANK if m.slug in slugs for t in (m.message, m.why, m.hint)]
+    assert [text for text in texts if "append" in text] == []
+
+
+def test_the_shape_of_values_is_that_of_the_values(tmp_path: Path) -> None:
+    text, old = RIGHT["chapter"], "torch.cat([self.cache_v, values_new], dim=1)"
+    assert old in text
+    text = text.replace(old, "torch.cat([self.cache_v * 0, values_new], dim=1)[:, :, :, :]")
+    text = text.replace(
+        "keys, values = self.cache_k, self.cache_v",
+        "keys, values = self.cache_k, self.cache_v\n            "
+        "self.cache_v = self.cache_v.transpose(1, 2)[:, :, -num_tokens:].transpose(1, 2)",
+    )
+    report = report_of(tmp_path, text)
+    assert (report.mistake, report.first_wrong_step) == ("values-not-stored", 1), report.message
+    assert "(shape (2, 2, 3, 6))" in report.message
+
+
+POSITIONAL = ("mingpt", "layer_past=None):", "layer_past=None, /):")
+
+
+def test_the_past_can_be_positional_only(tmp_path: Path) -> None:
+    name, old, new = POSITIONAL
+    assert old in RIGHT[name]
+    report = report_of(tmp_path, RIGHT[name].replace(old, new))
+    assert report.ok, report.message
+
+
+PART = (
+    past_files.HEAD
+    + """class KeyValueCache(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.k = self.v = None
+
+    def update(self, k, v):
+        self.k = k if self.k is None else torch.cat((self.k, k), dim=2)
+        self.v = v if self.v is None else torch.cat((self.v, v), dim=2)
+        return self.k, self.v
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.kv = KeyValueCache()
+
+    def reset_cache(self):
+        self.kv.k = self.kv.v = None
+
+    def forward(self, x, use_cache=False):
+        B, T, C = x.shape
+        parts = self.c_attn(x).split(C, 2)
+        q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in parts)
+        if use_cache:
+            k, v = self.kv.update(k, v)
+        S = k.shape[2]
+        mask = torch.ones(T, S, dtype=torch.bool).tril(S - T)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+"""
+)
+
+
+def test_a_module_cache_can_be_a_part_of_the_attention(tmp_path: Path) -> None:
+    report = report_of(tmp_path, PART)
+    assert report.ok, report.message

@@ -1,5 +1,8 @@
-"""The check finds the first wrong step even if a file stops halfway, changes right values after it
-has computed them, or uses code that the trace does not record."""
+"""The check finds the first wrong step also in unusual files.
+
+Such a file stops halfway, changes right values after it has computed them, or uses code that the
+trace does not record.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""progress.json: its content, and what happens if it is damaged, from another program, or not
-writable."""
+"""progress.json: its content, and what happens if it is damaged or cannot be read or written."""
 
 from __future__ import annotations
 
@@ -72,12 +71,18 @@ def test_damage_while_it_is_used_loses_nothing(tmp_path: Path) -> None:
 
 def test_what_another_version_wrote_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "progress.json"
-    value = {"exercises": {"cache": {"attempts": 4, "colour": "red"}}}
+    new = {"attempts": 4, "colour": "red"}
+    value = {"language": "en", "exercises": {"cache": new, "mlp": new, "new": ["other form"]}}
     path.write_text(json.dumps(value), encoding="utf-8")
-    ProgressFile(tmp_path).add("mlp", attempts=1)
-    exercises = json.loads(path.read_text("utf-8"))["exercises"]
-    assert exercises["cache"]["attempts"] == 4
-    assert exercises["mlp"]["attempts"] == 1
+    progress = ProgressFile(tmp_path)
+    assert progress.trouble == ""
+    assert progress.add("mlp", attempts=1).attempts == 5
+    written = json.loads(path.read_text("utf-8"))
+    assert written["language"] == "en"
+    exercises = written["exercises"]
+    assert (exercises["cache"]["attempts"], exercises["cache"]["colour"]) == (4, "red")
+    assert (exercises["mlp"]["attempts"], exercises["mlp"]["colour"]) == (5, "red")
+    assert exercises["new"] == ["other form"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")

@@ -1,5 +1,7 @@
-"""possible_layouts finds the projections in a learner's module. Values that are written into these
-projections change the module."""
+"""possible_layouts finds the projections in a learner's module.
+
+Values that are written into these projections change the module.
+"""
 
 from __future__ import annotations
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+import torch
 
+from gptcli.course.attention import quoted_line
+from gptcli.course.attention.forward_trace import ForwardTrace, Operation
 from gptcli.course.report import FileReport
 from tests.conftest import wanted
 from tests.course.conftest import Judge
@@ -113,6 +117,7 @@ ROWS = {
     "call_of_project": Row(
         "helpers", "project(self.key", "project(self.query", 1, "key-is-query", "k = self.project("
     ),
+    # the helper itself is wrong
     "weight_in_helper": Row(
         "helpers", "layer.weight.t()", "layer.weight", 1, "weight-transposed", "y = x @ W"
     ),
@@ -205,6 +210,7 @@ ROWS = {
         "        low = torch.tensor(0.0)\n        scores = torch.where(mask == 0, low, scores)", 5,
         "mask-filled-with-0", "low = torch.tensor(0.0)",
     ),
+    # step 1 again
     "weights_swapped": Row(
         "fused", "q, k, v = self.c_attn(x).chunk(3, dim=-1)",
         "q, v, k = (x @ w.T for w in self.c_attn.weight.chunk(3))\n"
@@ -213,6 +219,7 @@ ROWS = {
         "            q, k, v = q + b[:C], k + b[C : 2 * C], v + b[2 * C :]",
         1, "weights-swapped", "q, k, v = q + b[:C]",
     ),
+    # step 5 again
     "adds_1": Row(
         "helpers", "s = s + mask", "s = s + (mask == 0)", 5, "mask-added-as-0-and-1",
         "s = s + (mask",
@@ -276,7 +283,7 @@ def test_the_wrong_line_is_quoted(reports: dict[str, FileReport], name: str) -> 
 
 
 def test_hints_are_about_the_code(judge: Judge) -> None:
-    """A loop over the visible keys has no mask, so no hint is about a mask's ones and zeros."""
+    """A loop over the visible keys has no mask, so the first hint is not about a mask's ones."""
     text = (
         STYLES["token_loop"]
         .replace(": t + 1], v", "t:], v")
@@ -294,3 +301,24 @@ def test_the_bases_are_right(judge: Judge) -> None:
     ).items():
         assert isinstance(report, FileReport)
         assert report.ok, f"{name}: {report.message}"
+
+
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_the_line_of_a_transpose_before_contiguous_is_quoted(
+    earlier: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the transpose is the first operation of the trace, which has the index 0."""
+    x = torch.zeros(2, 3)
+    names = ["linear"] * earlier + ["transpose", "contiguous", "view"]
+    operations = [Operation(i, name, i, [x], [x]) for i, name in enumerate(names)]
+    for i, operation in enumerate(operations):
+        operation.sources = [i - 1 if i else None]
+    forward = SimpleNamespace(
+        trace=ForwardTrace(operations),
+        found=SimpleNamespace(
+            tables={"mixed": None}, values_of_output={(earlier + 2, 0): ["mixed"]}
+        ),
+    )
+    monkeypatch.setattr(quoted_line, "has_layout_of_step", lambda *_: False)
+    found = quoted_line._wrong_merge(forward)  # type: ignore[arg-type]
+    assert found is operations[earlier]

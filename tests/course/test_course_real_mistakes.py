@@ -1,6 +1,7 @@
 # ruff: noqa: E501 -- the replaced lines are written as people write them
-"""The check names mistakes that people really make, such as a wrong scale after the mask, or heads
-that are not transposed before a fused kernel.
+"""The check names mistakes that people really make.
+
+Examples are a wrong scale after the mask, and heads that are not transposed before a fused kernel.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ NEEDS_MASK = (
 """
 )
 LATE_SCALE = "F.softmax(s / D**0.5"
-# File name -> the text of the file, the step that the report must name (or None), the slug of the
-# mistake (or None), and a part of the message.
+# File name -> the text of the file, the step that the report must name (None: no step), the slug of
+# the mistake (None: any slug), and a part of the message.
 WRONG: dict[str, tuple[str, int | None, str | None, str]] = {
     "late-sqrt-c": (
         HEAD + LATE.replace("D**0.5", "math.sqrt(C)") + END, 4, "scale-sqrt-n-embd", "math.sqrt(C)",
@@ -273,3 +274,10 @@ def test_many_prints_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     with few_prints():
         print("once")
     assert capsys.readouterr().err == "once\n"
+
+
+def test_forward_can_take_a_positional_only_mask(judge: Judge) -> None:
+    text = (NEEDS_MASK + END).replace("(self, x, mask)", "(self, x, mask, /)")
+    (report,) = judge("positional-only", {"only.py": text}).values()
+    assert isinstance(report, FileReport), report
+    assert report.ok, report.message

@@ -108,8 +108,10 @@ def notes(report: FileReport) -> dict[str, str]:
 
 
 def test_right_files_get_their_notes(reports: dict[str, FileReport]) -> None:
-    """course_style.py gets no note about dropout, because the check finds both of its dropouts: the
-    attention dropout after `if use_dropout`, and the residual dropout before c_proj."""
+    """course_style.py gets no note about dropout, because the check finds both of its dropouts.
+
+    They are the attention dropout after `if use_dropout`, and the residual dropout before
+    c_proj."""
     for name in ("course_style", "fused_sdpa", "einsum:Attention", "loop_over_heads", "ours"):
         assert notes(reports[name]) == {}
     assert list(notes(reports["mask_buffer"])) == ["block_size"]

@@ -19,8 +19,10 @@ Judged = dict[str, tuple[Change, FileReport]]
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory, slow: bool) -> Judged:
-    """The reports on ten wrong files with different mistakes. With --slow, the reports on all wrong
-    files of styles.py: each mistake in every style that can have it."""
+    """The reports on ten wrong files with different mistakes.
+
+    With --slow, the reports on all wrong files of styles.py: each mistake in every style that can
+    have it."""
     folder = tmp_path_factory.mktemp("steps")
     by_mistake: dict[str, list[str]] = {}
     for name in wrong_files():
@@ -111,8 +113,8 @@ def test_messages_quote_the_line_that_is_wrong(judged: Judged) -> None:
         changed = {i + 1 for i, line in enumerate(text) if line not in style}
         quoted = re.search(r"line (\d+)", report.message)
         if not changed or report.first_wrong_step != change.step:
-            # No report can quote a deleted line. A report that names a wrong step quotes a line of
-            # this wrong step.
+            # No report can quote a deleted line. A report that names another step than that of the
+            # mistake quotes a line of this other step.
             continue
         asked += 1
         if quoted is None or int(quoted[1]) not in changed:
@@ -122,9 +124,10 @@ def test_messages_quote_the_line_that_is_wrong(judged: Judged) -> None:
 
 @pytest.mark.slow
 def test_messages_do_not_guess(tmp_path: Path) -> None:
-    """Two mistakes can give the same numbers at one head_dim: if head_dim is 8, a division by 8 and
-    a division by head_dim are the same. The check must not guess between such mistakes: it must
-    compare at a second head_dim or look at the trace."""
+    """The check does not guess between mistakes that give the same numbers at one head_dim.
+
+    If head_dim is 8, for example, a division by 8 and a division by head_dim are the same. The
+    check must compare at a second head_dim or look at the trace."""
     fused = STYLES["fused"]
     files = {
         "eight": fused.replace("math.sqrt(D)", "8.0"),

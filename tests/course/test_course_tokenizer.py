@@ -61,7 +61,7 @@ def test_the_skeleton_fails_at_step_1_in_a_friendly_way(blank: bool, tmp_path: P
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("class Tokeniser:\n    pass\n", "there is no class `Tokenizer`; it has `Tokeniser`"),
+        ("class Tokeniser:\n    pass\n", "there is no class `Tokenizer`; the file has `Tokeniser`"),
         (BASE.replace("__init__(self)", "__init__(self, text)"), "needs an argument `text`"),
     ],
 )
@@ -153,3 +153,49 @@ def test_decode_that_expands_its_argument_in_place_is_named(tmp_path: Path) -> N
     )
     report = report_of(tmp_path, text)
     assert (report.mistake, report.first_wrong_step) == ("ids-changed", 4), report.message
+
+
+STOP = "from gptcli.course.sandbox.time_limit import TookTooLong\n\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "condition", "step"),
+    [
+        ("train(self, text, num_merges)", "len(text) < 2", 2),
+        ("encode(self, text)", "len(text) < 2", 3),
+        ("decode(self, ids)", "ids == [128]", 4),
+    ],
+)
+def test_every_call_has_a_time_limit(
+    method: str, condition: str, step: int, tmp_path: Path
+) -> None:
+    """The method itself raises what the time limit raises, so that nobody has to wait."""
+    old = f"def {method}:\n"
+    text = changed(old, f"{old}        if {condition}:\n            raise TookTooLong(2)\n")
+    report = report_of(tmp_path, STOP + text)
+    assert (report.mistake, report.first_wrong_step) == ("time-limit", step), report.message
+    assert "does not end within 2 seconds" in report.message
+
+
+def test_an_endless_generator_has_a_time_limit(tmp_path: Path) -> None:
+    old = "def encode(self, text):\n"
+    text = changed(old, f"{old}        yield 1\n        raise TookTooLong(2)\n")
+    report = report_of(tmp_path, STOP + text)
+    assert (report.mistake, report.first_wrong_step) == ("time-limit", 3), report.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("self.merges = {}\n\n", "self.merges = {}\n        1 / 0\n\n", "building `Mine` stops"),
+        ("        self.merges = {}\n\n", "        pass\n\n", "a new Mine() already has"),
+    ],
+)
+def test_messages_have_the_name_of_the_class(old: str, new: str, says: str, tmp_path: Path) -> None:
+    text = changed(old, new).replace("class Tokenizer:\n", "class Mine:\n    merges = {}\n\n")
+    if "already" in says:
+        text = text.replace("        self.merges = {}\n        for i", "        for i")
+    path = tmp_path / "tokenizer.py"
+    path.write_text(text, encoding="utf-8")
+    report = examine(find_file(f"{path}:Mine", "tokenizer"), lambda doing: None)
+    assert says in report.message

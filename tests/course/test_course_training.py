@@ -10,6 +10,7 @@ import pytest
 
 from gptcli.course.catalogue import exercise_named
 from gptcli.course.examination import examine
+from gptcli.course.exercises.explainer import apart
 from gptcli.course.exercises.training_mistakes import MISTAKES
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
@@ -52,7 +53,7 @@ def test_the_skeleton_fails_at_step_1_in_a_friendly_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("def f():\n    pass\n", "there is no def `get_batch`; it has `f`"),
+        ("def f():\n    pass\n", "there is no def `get_batch`; the file has `f`"),
         ("import torhc\n", "training.py:1: No module named"),
     ],
 )
@@ -60,3 +61,15 @@ def test_unusable_files_are_errors(text: str, says: str, tmp_path: Path) -> None
     with pytest.raises(GptcliError, match=re.escape(says)) as caught:
         report_of(tmp_path, text)
     assert caught.value.hint
+
+
+def test_numbers_in_messages_differ(tmp_path: Path) -> None:
+    assert apart(1.0, 2.0) == ("1", "2")
+    assert apart(1.00001, 1.0) == ("1.00001", "1")
+    text = f"{RIGHT[next(iter(RIGHT))]}\n\nright = loss_of\n\n\n"
+    text += "def loss_of(logits, targets):\n    return right(logits, targets) + 1e-5\n"
+    report = report_of(tmp_path, text)
+    assert report.first_wrong_step == 2, report.message
+    found = re.search(r"returns ([\d.]+), expected ([\d.]+)", report.message)
+    assert found is not None
+    assert found[1] != found[2], report.message

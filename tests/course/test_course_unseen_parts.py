@@ -1,5 +1,7 @@
-"""The checks accept right files in new styles. For a wrong file they name the wrong step and its
-line, and give hints."""
+"""The checks accept right files in new styles.
+
+For a wrong file, the report names the wrong step and its line, and gives hints.
+"""
 
 from __future__ import annotations
 

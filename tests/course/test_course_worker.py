@@ -28,8 +28,10 @@ def write(folder: Path, name: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _new_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start a new worker process for each test of this file. A worker process writes to the stderr
-    that existed when it started, which may be the stderr of an earlier test."""
+    """Start a new worker process for each test of this file.
+
+    A worker process writes to the stderr that existed when it started, which may be the stderr of
+    an earlier test."""
     monkeypatch.setenv("GPTCLI_NEW_WORKER", "1")
 
 
@@ -61,8 +63,7 @@ def test_output_that_bypasses_python_goes_to_stderr(
 
 @pytest.mark.slow
 def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) -> None:
-    """On macOS and Windows, the worker process does not fork, so each file runs in the worker
-    process itself."""
+    """The worker process does not fork on macOS and Windows: it runs each file itself."""
     with Worker(fork=False) as worker:
 
         def check(spec: str, limit_s: float = 30.0) -> tuple[bool, str | None]:
@@ -77,8 +78,9 @@ def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) ->
 
 
 def test_files_do_not_touch_each_other(tmp_path: Path) -> None:
-    """A file that breaks torch does not affect the files that are checked after it, because the
-    worker runs each file in a fork (on systems that have forks)."""
+    """A file that breaks torch does not affect the files that are checked after it.
+
+    The reason is that the worker runs each file in a fork (on systems that have forks)."""
     path = tmp_path / "vandal.py"
     path.write_text(
         "import torch\ntorch.softmax = torch.nn.functional.softmax = None\n"
@@ -92,8 +94,7 @@ def test_files_do_not_touch_each_other(tmp_path: Path) -> None:
 
 
 def test_time_limit_holds_and_no_process_stays(tmp_path: Path) -> None:
-    """At the time limit, the worker ends a file that ignores every exception, and also ends the
-    process that the file has started."""
+    """The time limit ends a file that ignores every exception, and the process that it started."""
     path = tmp_path / "stubborn.py"
     pid = tmp_path / "pid"
     path.write_text(
@@ -129,9 +130,10 @@ def _wait_for_end(pid: int) -> None:
 
 
 def test_threads_parse_at_once() -> None:
-    """Several threads can parse files at the same time. In Python 3.11, ast.parse can raise
-    SystemError if a garbage collection lets another thread parse, too. gptcli's lock prevents
-    this."""
+    """Several threads can parse files at the same time.
+
+    In Python 3.11, ast.parse can raise SystemError if a garbage collection lets another thread
+    parse, too. gptcli's lock prevents this."""
     text = "x = [(1, 2), {3: 4}]\n" * 20
     threshold = gc.get_threshold()
 

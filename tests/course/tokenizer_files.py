@@ -1,5 +1,4 @@
-"""Right and wrong files for the exercise `tokenizer` (byte-pair encoding), made from one
-template."""
+"""Right and wrong files for the exercise `tokenizer`, most of them made from one template."""
 
 # ruff: noqa: E501
 from __future__ import annotations
@@ -106,6 +105,7 @@ WRONG: list[tuple[Any, ...]] = [
     ("too-few-pairs", 1, STOP, ""),
     ("merge-overlapping", 2, "out.append(new)\n                i += 2",
      "out.append(new)\n                i += 1 if tuple(ids[i + 1:i + 3]) == pair else 2"),
+    ("merge-overlapping", 2, "i += 2", "i += 1"),
     ("merge-from-right", 2, "out = []\n", "ids, pair = ids[::-1], pair[::-1]\n        out = []\n",
      "return out", "return out[::-1]"),
     ("merge-first-only", 2, "i += 2", "return out + ids[i + 2:]"),

@@ -1,4 +1,4 @@
-"""Right and wrong files for the exercise `training`, made from one template."""
+"""Right and wrong files for the exercise `training`, most of them made from one template."""
 
 from __future__ import annotations
 

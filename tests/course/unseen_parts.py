@@ -403,7 +403,7 @@ RIGHT: dict[str, list[str]] = {
 Entry = tuple[Any, ...]
 # The mistakes of each exercise. An entry holds the slug of the mistake ("*" if any slug will do),
 # the step that is wrong, a pattern that matches the message, and the text of a right file. Pairs
-# follow: a text in this file, and the text that replaces it.
+# follow: a text of this right file, and the text that replaces it.
 WRONG: dict[str, list[Entry]] = {
     "layernorm": [
         ("*", 1, "mu = t.sum", LN_HELPERS, "t.sum(-1, keepdim=True) / t", "t.sum(1, keepdim=True) / t"),
@@ -504,7 +504,7 @@ WRONG: dict[str, list[Entry]] = {
     "training": [
         ("targets-not-shifted", 1, "yb = ", TRAIN_ROWS, "data[ix + offsets + 1]", "data[ix + offsets]"),
         ("targets-rolled", 1, "roll", TRAIN_ROWS, "data[ix + offsets + 1]", "xb.roll(-1, dims=1)"),
-        ("last-start-missing", 1, "begins at 1", TRAIN_ROWS, "data.numel() - block_size",
+        ("last-start-missing", 1, "begins at token 1", TRAIN_ROWS, "data.numel() - block_size",
          "data.numel() - block_size - 1"),
         ("softmax-twice", 2, "softmax", TRAIN_ROWS, "F.log_softmax(logits, dim=-1)",
          "F.log_softmax(logits.softmax(-1), dim=-1)"),

@@ -10,11 +10,11 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     probs = torch.exp(scaled) / torch.exp(scaled).sum()
     return probs
 """),
-    ("reciprocal of reciprocal", "multiplied", 1, "temperature", """
+    ("divides by the reciprocal", "multiplied", 1, "temperature", """
     inverse = 1.0 / t
     return logits / inverse
 """),
-    ("in place on a copy", "temperature-unused", 1, "temperature", """
+    ("result of div lost", "temperature-unused", 1, "temperature", """
     scaled = logits.clone()
     scaled.div(t)
     return scaled
@@ -93,7 +93,7 @@ WRONG: list[tuple[str, str, int, str, str]] = [
     out[ids[: last + 1]] = logits[ids[: last + 1]]
     return out
 """),
-    ("minus infinity of probabilities", "returns-probabilities", 3, "top_p", """
+    ("probabilities of the kept tokens", "returns-probabilities", 3, "top_p", """
     ordered, ids = logits.softmax(-1).sort(descending=True)
     ordered[ordered.cumsum(-1) - ordered >= p] = 0
     out = torch.zeros_like(logits)
@@ -168,7 +168,7 @@ WRONG: list[tuple[str, str, int, str, str]] = [
             return rank
     return 0
 """),
-    ("subtracts before it compares", "one-too-early", 6, "draw", """
+    ("one token too early", "one-too-early", 6, "draw", """
     probs = logits.softmax(-1).tolist()
     total = 0
     chosen = 0
@@ -185,7 +185,7 @@ WRONG: list[tuple[str, str, int, str, str]] = [
         if total > u:
             return i
 """),
-    ("largest above u", "no-sum", 6, "draw", """
+    ("first probability above u", "no-sum", 6, "draw", """
     probs = logits.softmax(-1)
     for i, q in enumerate(probs):
         if q >= u:

@@ -10,8 +10,10 @@ FILES = Path(__file__).parent / "files"
 
 @dataclass(frozen=True)
 class WrongFile:
-    """A wrong file: the correct file `file`, but with `new` in place of `old`. The report on this
-    file must name the mistake `slug`. The report's message must contain `says`."""
+    """A wrong file: the correct file `file`, but with `new` in place of `old`.
+
+    The report on this file must name the mistake `slug`. The report's message must contain
+    `says`."""
 
     name: str
     slug: str

@@ -19,7 +19,8 @@ from gptcli.model.attention import causal_attention
 class Case:
     """The sizes of one module and its input x.
 
-    With `sharp`, the scores are so large that a mask which adds -100 hides nothing."""
+    With `sharp`, scores are so large that a mask which adds -100 leaves some later tokens visible.
+    """
 
     B: int
     T: int
@@ -40,7 +41,7 @@ class Case:
 
 
 # B, T, H and D differ within each case, so that swapped dimensions always change a shape. In SHAPES
-# all products of the sizes differ too, so that a matrix can be recognised by its shape.
+# the products of the sizes differ too, so that a matrix can be recognised by its shape.
 SHAPES = Case(B=2, T=4, H=5, D=6, block_size=11, seed=8)
 USUAL = Case(B=2, T=5, H=3, D=8, block_size=11)
 CASES = (
@@ -85,7 +86,7 @@ def fill_parameters(module: nn.Module, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def sharpen(projections: Projections) -> None:
-    """Multiply the queries by 60 in place, so that scores differ by several hundred."""
+    """Multiply the query projection by 60 in place, so that scores of a row differ by hundreds."""
     projections.query.scale(60.0)
 
 

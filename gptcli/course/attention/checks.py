@@ -33,7 +33,7 @@ def constructor(learner: LearnerAttention) -> str:
     """The constructor accepts the sizes of every case.
 
     If the constructor raises an AssertionError or a ValueError for some sizes, such as an odd
-    head_dim, later checks leave these sizes out."""
+    head_dim, later checks leave these sizes out. But it must accept the sizes of USUAL."""
     learner.refused.clear()
     learner.build(USUAL)
     for case in CASES:
@@ -81,8 +81,8 @@ def untouched(learner: LearnerAttention) -> str:
             token = _first_token(given != x)
             raise CheckFailed(
                 "input-changed",
-                "forward changed its input x in place: at token "
-                f"{token} by up to {_largest(given, x):.3g}",
+                "forward changed its input x in place, first at token "
+                f"{token}, by up to {_largest(given, x):.3g}",
                 "make a new tensor instead of writing into x: the residual around the attention "
                 "still needs x",
             )
@@ -102,14 +102,14 @@ def evaluation(learner: LearnerAttention) -> str:
                 f"with config.dropout = {p}, in evaluation "
                 "mode, two calls with the same x differ by up to "
                 f"{_largest(first, second):.3g}",
-                "dropout acts only in training: F.dropout needs training=self.training; "
-                "nn.Dropout does this itself",
+                "dropout acts only in training: F.dropout needs training=self.training, and "
+                "evaluation mode turns off an nn.Dropout that is a layer of the module",
             )
     return "no dropout, the same twice"
 
 
 def causal(learner: LearnerAttention) -> str:
-    """The gradient of an output is 0 at later tokens and at the other sequences of the batch."""
+    """The gradient of an output is 0 at later tokens of x, and at other sequences of the batch."""
     built = learner.build(USUAL)
     x = draw_input(USUAL, generator_for(USUAL)).requires_grad_()
     y = learner.run(built.module, x)
@@ -155,14 +155,16 @@ def zeros(learner: LearnerAttention) -> str:
     x[:, 1] = 0.0
     y = learner.run(built.module, x.clone())
     error = (y - built.reference(x)).abs()
-    if not bool((error <= max(learner.tolerance, ROUNDING_OF_FLOAT32)).all()):
-        token = _first_token(~(error <= ROUNDING_OF_FLOAT32))
+    right = error <= max(learner.tolerance, ROUNDING_OF_FLOAT32)
+    if not bool(right.all()):
+        token = _first_token(~right)
+        finite = bool(y.isfinite().all())
+        wrong = f"off by up to {float(error.max()):.3g}" if finite else "not finite"
         raise CheckFailed(
             "mask-by-value",
-            f"if token 1 is all zeros and no layer has a bias, the output at token {token} is wrong"
-            f" ({'not finite' if not y.isfinite().all() else f'off by {float(error.max()):.3g}'}): "
-            "a visible score can be exactly 0, so do not find hidden scores by comparing scores "
-            "with 0",
+            "if token 1 is all zeros and no layer has a bias, the output is wrong, first at token "
+            f"{token} ({wrong}): a visible score can be exactly 0, so do not find hidden scores by "
+            "comparing scores with 0",
             "make the mask from positions, for example torch.ones(T, T).tril() == 0, never from "
             "the scores",
         )
@@ -205,7 +207,9 @@ def lengths(learner: LearnerAttention) -> str:
 
 
 def gradients(learner: LearnerAttention) -> str:
-    """Gradients reach every parameter and x, and the gradient at x is correct."""
+    """Gradients reach every parameter and x, and the gradient at x is correct.
+
+    A bias of the keys is an exception: its gradient can be 0."""
     built = learner.build(USUAL)
     module = built.module
     x = draw_input(USUAL, generator_for(USUAL)).requires_grad_()
@@ -315,17 +319,18 @@ def _is_key_bias(parameter: Tensor, name: str) -> bool:
 
 
 def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "") -> float:
-    """The largest difference between the output of the learner's module for x and the reference.
+    """The largest error: the difference between the module's output for x and the reference.
 
     Raises CheckFailed if the error is above the tolerance, and larger than rounding to float32 can
     cause."""
     case, T = built.case, x.shape[1]
     y = learner.run(built.module, x.clone())
-    wanted = built.reference(x)
-    error = _largest(y, wanted)
+    errors = (y - built.reference(x)).abs()
+    error = float(errors.max())
     if error <= learner.tolerance:
         return error
-    token = _first_token(~((y - wanted).abs() <= learner.tolerance))
+    # A token with errors as small as those of rounding to float32 is not the first wrong one.
+    token = _first_token(~((errors <= learner.tolerance) | (errors < ROUNDING_OF_FLOAT32)))
     sizes = Case(case.B, T, case.H, case.D, case.block_size)
     message = (
         f"the output differs from the reference by up to {error:.3g}, first at token "
@@ -339,8 +344,8 @@ def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "")
     raise CheckFailed(
         "wrong-output",
         message,
-        "compare your code with the eight steps: project, split "
-        "into heads, scale by 1/sqrt(head_dim), mask, softmax, weigh, merge, project",
+        "compare your code with the eight steps: project, split into heads, fold, scores scaled by "
+        "1/sqrt(head_dim), mask, softmax, weighted sum, merge and project",
     )
 
 

@@ -31,7 +31,7 @@ class ComparedForward:
 
     @property
     def y(self) -> Tensor | None:
-        """The learner's output in float64, or None if it does not have the shape of x."""
+        """The learner's output in float64, or None if forward returned no tensor of x's shape."""
         y = self.trace.result
         return y.detach().double() if isinstance(y, Tensor) and y.shape == self.p.x.shape else None
 
@@ -43,13 +43,15 @@ class ComparedForward:
 
     @property
     def is_opaque(self) -> bool:
-        """Whether the trace is incomplete: an untraced result, or no matrix product at all."""
+        """Whether the trace is incomplete: it lacks an operation, or has no product at all."""
         return self.trace.has_untraced or not any(
             op.name in (*PRODUCTS, FUSED_KERNEL) for op in self.trace.operations
         )
 
     def next_is(self, index: int, step: int) -> bool:
-        """Whether operation `index` has a name that is usual in the step after `step`."""
+        """Whether operation `index` has a name that is usual in the step after `step`.
+
+        False if `step` is neither 5 nor 6."""
         after = {5: ("softmax", "exp", "weights"), 6: ("matmul", "bmm", "einsum", "mixed")}
         operations = self.trace.operations
         name = operations[index].name if index < len(operations) else ""
@@ -62,8 +64,8 @@ class ComparedForward:
     def first_wrong_operation(self, step: int) -> int:
         """The index of the first operation that turns correct values into wrong ones.
 
-        The search begins after the last operation that completed a correct value of an earlier
-        step than `step`. If it finds nothing, returns the index at which the search began."""
+        The search begins after the last operation that completed a correct value of a step before
+        `step`. If the search finds nothing, returns the index at which the search began."""
         start = last_right_operation(self.found, step) + 1
         for operation in self.trace.operations[start:]:
             if not operation.outputs or operation.index in self.found.values_of_operation:
@@ -118,7 +120,7 @@ def repeat_forward(
 
 
 def forward_without_output(learner: LearnerAttention) -> ComparedForward | None:
-    """The forward pass of a module that has no output projection; None if it cannot be built.
+    """The forward pass of a module without output projection; None if the module cannot be built.
 
     In the reference, the identity replaces the output projection."""
     try:
@@ -148,5 +150,5 @@ def forward_of_case(learner: LearnerAttention, case: Case = USUAL) -> ComparedFo
 
 
 def _tolerance(learner: LearnerAttention) -> float:
-    """The tolerance when traced numbers are matched with the reference; larger for float32 code."""
+    """The tolerance for matching traced numbers with the reference; larger for float32 code."""
     return 1e-5 if learner.single else 1e-6

@@ -165,10 +165,11 @@ def _first_wrong_step(forward: ComparedForward) -> int:
 def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> Finding:
     """The finding for a forward pass that differs from the reference or does not finish.
 
-    The finding names a mistake of the bank that gives exactly the learner's output. If several do,
+    If the trace itself shows the fault, such as an unused layer, the finding names this fault.
+    Otherwise it names a mistake of the bank that gives exactly the learner's output. If several do,
     it names the one that is nearest to the first wrong step. If none does, it names a mistake that
-    gives the learner's wrong value of the first wrong step, if there is one.
-    """
+    gives the learner's wrong value of the first wrong step. If none gives this value, the message
+    comes from the trace."""
     step, trace, found = _first_wrong_step(forward), forward.trace, forward.found
     if forward.y is None:
         return _stopped(forward, step, failed)
@@ -230,7 +231,9 @@ def _from_bank(slug: str, forward: ComparedForward) -> tuple[AttentionMistake, V
 
 
 def _swapped_names(forward: ComparedForward) -> tuple[AttentionMistake, Values] | None:
-    """The mistake of swapped names if two of the variables q, k and v are swapped; else None."""
+    """The mistake of swapped names if two of the variables q, k and v are swapped; else None.
+
+    Also None if the layout leaves their order free."""
     slug = slug_of_swapped_names(forward)
     if forward.learner.layout().order_is_free:
         return None
@@ -426,7 +429,7 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
         else:
             line = line_to_quote(forward, nan.index, search=False)
         why = (
-            "the first numbers that are not finite appear here, in a result of shape "
+            "the first NaN appears here, in a result of shape "
             f"{tuple(nan.outputs[0].shape)}: a mask hides a complete row, or 0 is multiplied by "
             "infinity"
         )
@@ -435,7 +438,7 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
         line = line_to_quote(forward, fill[1], fill=fill)
         why = (
             f"your hidden scores become {fill[0] + 0.0:g}, which is not far enough below the "
-            "visible scores: here they range from "
+            "visible scores: before the mask, the scores range from "
             f"{float(forward.values.scaled.min()):.3g} to {float(forward.values.scaled.max()):.3g}"
         )
     if step == 6 and softmax_over_one_number(forward.trace, forward.found):
@@ -450,8 +453,7 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
     """The finding for a forward pass that raises, or returns no tensor of the correct shape.
 
     If the trace shows an earlier mistake, the finding is about that mistake. Otherwise the message
-    has the learner's error, and the shapes of the inputs of the operation that raised
-    it."""
+    has the learner's error, and the shapes of the inputs of the operation that raised the error."""
     earlier = _mistake_before_stop(forward, step)
     if earlier is not None:
         return earlier
@@ -543,7 +545,7 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
         fit = _from_bank("softmax-divided-by-wrong-sums", forward)  # sums without keepdim
     if step == 8 and fit is None and heads_are_summed(forward):
         fit = _from_bank("heads-averaged", forward)
-    words = "after that, forward returns nothing of the right shape"
+    words = "after that, forward returns no tensor of the right shape"
     if isinstance(trace.error, NotImplementedError):
         words = LATER
     elif trace.error is not None:
@@ -575,7 +577,7 @@ def _hidden_too_much(forward: ComparedForward) -> tuple[AttentionMistake, Values
 
 
 def _mask_by_value(learner: LearnerAttention, failed: CheckFailed) -> Finding:
-    """The finding for a mask that is made from the scores; it names the line that hides scores."""
+    """The finding for a mask that is made from the scores. It quotes the line that hides scores."""
     forward = forward_of_case(learner) or repeat_forward(learner)
     hides = [op for op in forward.trace.operations if "fill" in op.name or op.name == "where"]
     line = forward.line(hides[-1].index) if hides else None
@@ -583,7 +585,9 @@ def _mask_by_value(learner: LearnerAttention, failed: CheckFailed) -> Finding:
 
 
 def _random_output(learner: LearnerAttention, failed: CheckFailed) -> Finding:
-    """The finding for a random output, at the first operation whose result is random."""
+    """The finding for an output that differs between two calls.
+
+    It quotes the line of the first operation whose results differ."""
     forwards = []
     for seed in (1, 2, 1):
         torch.manual_seed(seed)

@@ -108,7 +108,7 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake, values: Va
         return found.has("mixed")
     if slug.startswith("scale-") and first_missing_step(found) == 6 and found.has("scaled"):
         # The masked scores are correct, so they were scaled correctly. Only one wrong scale is
-        # left: forward takes the scale back from these scores, and divides the weights instead.
+        # left: forward undoes the scale of these scores, and divides the weights instead.
         return slug == "scale-after-softmax"
     if slug == "tokens-shifted":
         return not found.has("q", "k", "v") or bool(projected_out_of_order(forward.trace, found, p))
@@ -196,7 +196,7 @@ def _mostly_holds(x: Tensor, forward: ComparedForward, name: str) -> bool:
 
 
 def slug_of_swapped_names(forward: ComparedForward) -> str | None:
-    """The slug, such as "key-value-swapped", if two of q, k and v are swapped; else None."""
+    """A slug such as "key-value-swapped" if two of the variables q, k, v are swapped; else None."""
     held = values_of_variables(forward.trace, forward.found)
     for one, other, slug in (
         ("q", "k", "query-key-swapped"),
@@ -240,8 +240,8 @@ def _sorted(x: Tensor) -> Tensor:
 def operation_that_named(forward: ComparedForward, values: Values, index: int) -> int:
     """The index of the operation that assigned the wrong numbers in `values` to q, k or v.
 
-    `values` are the queries, keys and values that a mistake gives. Their numbers may be in another
-    order. Returns `index` if no operation is found."""
+    `values` are the queries, keys and values that a mistake gives. The operation's result may have
+    these numbers in another order. Returns `index` if no operation is found."""
     for letter in "qkv":
         wrong = getattr(values, letter)
         if values_equal(wrong, getattr(forward.values, letter)):
@@ -269,8 +269,7 @@ def heads_are_summed(forward: ComparedForward) -> bool:
 
 
 def fill_of_hidden_scores(forward: ComparedForward) -> tuple[float, int] | None:
-    """The number that the learner's code wrote into all hidden scores, and the index of the
-    operation that wrote it.
+    """(number that the learner's code wrote into all hidden scores, index of the operation).
 
     None if the hidden scores do not all have the same number."""
     table, p = forward.found.tables["scaled"], forward.p
@@ -297,7 +296,7 @@ def first_operation_with_nan(trace: ForwardTrace) -> Operation | None:
 
 
 def lowers_precision(operation: Operation) -> bool:
-    """Whether the operation has float64 inputs and a result of another dtype."""
+    """Whether the operation has a float64 input and a float result of another dtype."""
     long = any(x.dtype == torch.float64 for x in operation.inputs)
     return long and any(x.dtype != torch.float64 for x in operation.outputs)
 
@@ -306,7 +305,7 @@ def step_by_right_tokens(forward: ComparedForward) -> int:
     """The step that is probably wrong, guessed from which tokens have a correct output.
 
     Needs no trace. With a wrong mask (step 5), the output of the last token is still correct. With
-    wrong scores (step 4), the output of token 0 is still correct."""
+    wrong scores (step 4), the output of token 0 is still correct. In all other cases, guesses 8."""
     assert forward.y is not None
     close = ((forward.y - forward.values.out).abs() <= 1e-7).all(dim=-1).all(dim=0)  # (T,)
     if bool(close[-1]) and not bool(close[0]):

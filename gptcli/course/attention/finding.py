@@ -18,9 +18,8 @@ from gptcli.course.attention.matching import first_missing_step
 from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS, message_numbers
 from gptcli.course.lesson import CheckFailed
 
-# step -> the values that show that the step is correct. Step 3 only folds dimensions, so
-# it has no values of its own.
-# Step 8 is the last step, so it is never correct in a wrong file.
+# step -> the values that show that the step is correct. Step 3 only folds dimensions, so it has no
+# values of its own. Step 8 is the last step, so it is never correct in a wrong file.
 _VALUES_OF_STEP = {
     1: ("q", "k", "v"),
     2: ("qh", "kh", "vh"),
@@ -45,7 +44,7 @@ class Finding:
 
 
 def with_weights(finding: Finding, forward: ComparedForward, weights: Tensor | None) -> Finding:
-    """`finding`; for steps 4 to 6 also with the learner's and the correct attention weights."""
+    """`finding`; for steps 4 to 6 also with the learner's `weights` and the correct ones."""
     T = forward.p.T
     if finding.step not in (4, 5, 6) or weights is None or weights.shape[-2:] != (T, T):
         return finding
@@ -57,7 +56,9 @@ def with_weights(finding: Finding, forward: ComparedForward, weights: Tensor | N
 def step_marks(
     step: int | None, forward: ComparedForward | None, line: int | None
 ) -> list[dict[str, Any]]:
-    """The eight steps as dicts with the fields of StepMark. `step` is the wrong step."""
+    """The eight steps as dicts with the fields of StepMark. `step` is the wrong step.
+
+    `line` is the line to quote for this step. Returns [] if `step` is None."""
     if step is None:
         return []
     lines, seen = {}, 0
@@ -105,7 +106,9 @@ def finding_from_check(
 def finding_at_operation(
     forward: ComparedForward, index: int | None, failed: CheckFailed
 ) -> Finding:
-    """The finding with the message of `failed`, at the step to which operation `index` belongs."""
+    """The finding with the message of `failed`, at the step to which operation `index` belongs.
+
+    If `index` is None, the finding has no step and no line."""
     if index is None:
         return finding_from_check(forward, None, failed)
     step = first_missing_step(matched_before(forward.found, index))
@@ -113,9 +116,9 @@ def finding_at_operation(
 
 
 def describe_range(x: Tensor, both_ends: bool = False) -> str:
-    """The range of the numbers of x, such as "0.5 to 1".
+    """The range of the finite numbers of x, such as "0.5 to 1".
 
-    If all numbers are equal, returns this one number. With `both_ends`, returns "from 0.5 to 1"."""
+    If they are equal up to 0.1 %, returns one number. With `both_ends`, returns "from 0.5 to 1"."""
     finite = x[x.isfinite()]
     if not finite.numel():
         return "no finite number"

@@ -39,8 +39,8 @@ def operations_off_reference(
 ) -> Iterator[Operation]:
     """The operations that take a correct tensor and return a tensor that the reference lacks.
 
-    The search begins after the last operation that completed a correct tensor of an earlier
-    step."""
+    The search begins after the last operation that completed a correct tensor of a step before
+    `step`. It ends at an operation that raised an error."""
     begin = last_right_operation(found, step) + 1
     if step == 2:  # the split of k can be wrong before any line computes v
         whole = [found.completed_at[n] for n in "qkv" if found.has(n) and not found.has(f"{n}h")]
@@ -82,8 +82,9 @@ def first_operation_off_reference(
 def projected_out_of_order(trace: ForwardTrace, found: Matches, p: Problem) -> set[str]:
     """Which of q, k and v first appear in the trace with another order of tokens than x.
 
-    Such a tensor has correct numbers, but the learner changed the order of x before the projection.
-    Leaves out a value that no single tensor (B, T, C) or (T, B, C) of the trace contains."""
+    Such a tensor has correct numbers, but the learner changed the order of the tokens of x before
+    the projection. Leaves out a value that no single tensor (B, T, C) or (T, B, C) of the trace
+    contains."""
     places_in_x = torch.arange(p.B * p.T).view(p.B, p.T)
     seen, out_of_order = set(), set()
     for operation in trace.operations:
@@ -108,8 +109,8 @@ def operation_that_changed_value(
 ) -> Operation | None:
     """The operation that spoils a correct tensor before `step` begins; None if there is none.
 
-    The result of the operation has the shape of the input, but other numbers. A split, a mask, a
-    softmax, a product or a merge does not count, because it is part of `step` itself."""
+    The result of the operation has the shape of the input, but other numbers. An operation that
+    belongs to `step` itself, such as a mask, a softmax or a product, does not count."""
     wanted = _VALUES_BEFORE.get(step, ())
     for operation in operations_off_reference(trace, found, p, step):
         result = operation.outputs[0]
@@ -145,8 +146,8 @@ def _is_multiple(x: Tensor, result: Tensor) -> bool:
     return bool(((ratio - ratio[0]).abs() <= 1e-9 * ratio[0].abs()).all())
 
 
-# step -> the values from which it starts. Code that computes only visible scores has no mask, so
-# its step 6 starts from the scaled scores.
+# step -> the values from which the step starts. Code that computes only visible scores has no mask,
+# so its step 6 starts from the scaled scores.
 _VALUES_BEFORE = {
     2: ("q", "k", "v"), 5: ("scaled",), 6: ("scaled",), 7: ("weights",), 8: ("mixed",),
 }  # fmt: skip
@@ -199,7 +200,9 @@ def mask_hides_too_much(trace: ForwardTrace, found: Matches, p: Problem) -> bool
 
 
 def _is_constant_in_groups(values: Tensor, group: Tensor) -> bool:
-    """Whether `values` are equal within each group, and some group has more than one value."""
+    """Whether the members of each group are equal, and some group has at least two members.
+
+    `group` has the group's number for each of `values`."""
     order = group.argsort(stable=True)
     same = group[order][1:] == group[order][:-1]
     equal = (values[order][1:] - values[order][:-1]).abs() <= 1e-9
@@ -207,10 +210,11 @@ def _is_constant_in_groups(values: Tensor, group: Tensor) -> bool:
 
 
 def step_named_in_source(error: BaseException | None, path: Path) -> int | None:
-    """The step that the error or a comment names where the code stops ("# 5. mask", "step 5").
+    """The step that the error or a nearby comment names, such as "# 5. mask" or "step 5".
 
     Looks at the error's message, the comment on the line that stops, and the comments directly
-    above this line. None if these name no step, or several steps."""
+    above this line. Without an error in the file, looks at the file's last line. None if these
+    texts name no step, or several steps."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     at = line_of_error(error, path) or len(lines)
     text = str(error) if error is not None else ""

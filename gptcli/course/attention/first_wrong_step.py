@@ -50,10 +50,9 @@ from gptcli.course.attention.wrong_factor import (
 def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path) -> int:
     """The number of the first wrong step of a forward pass.
 
-    The forward pass can also have raised an error, or returned nothing.
-
-    If the code stops, returns the first step that it did not complete. If code is still to be
-    written, comments in the learner's file `path` name the step."""
+    The forward pass can also have raised an error, or returned nothing. Then the step is the first
+    one that is wrong or not complete. If code is still to be written, comments in the learner's
+    file `path` can name the step."""
     too_narrow = mask_hides_too_much(trace, found, p)
     complete = first_missing_step(found)
     if trace.error is not None or not _is_whole(trace, p):
@@ -110,14 +109,15 @@ def softmax_over_one_number(trace: ForwardTrace, found: Matches) -> bool:
 def _has_scores_of_some_keys(found: Matches, p: Problem) -> bool:
     """Whether the learner's code computed at least one correct score for each query.
 
-    A query must have scores with the same keys in every sequence and head. Then the code left out
-    the other visible keys before it computed scores, for example in a loop over tokens."""
+    True only if a query has scores with the same keys in every sequence and head. In this case, the
+    code left out the other visible keys before it computed scores, for example in a loop over
+    tokens."""
     seen = found.tables["scaled"].seen.view(p.B, p.H, p.T, p.T) & p.past
     return bool((seen == seen[0, 0]).all()) and bool(seen[0, 0].any(dim=-1).all())
 
 
 def _stops_after_loop(trace: ForwardTrace) -> bool:
-    """Whether the last operation raised an error right after a `cat`, which joins heads."""
+    """Whether the last operation raised an error right after `cat` or `concat` joined heads."""
     names = [operation.name for operation in trace.operations[-2:]]
     return len(names) == 2 and names[0] in ("cat", "concat") and trace.operations[-1].raised
 
@@ -128,7 +128,9 @@ def _is_whole(trace: ForwardTrace, p: Problem) -> bool:
 
 
 def _stops_on_line_of_value(trace: ForwardTrace, step: int, found: Matches, path: Path) -> bool:
-    """Whether the code stopped on the line that computed the input of `step`."""
+    """Whether the code stopped on the line that computed the input of `step`, which is 6 or 7.
+
+    False for other steps, and if a product or a change of layout raised the error."""
     before = {6: ("masked",), 7: ("weights",)}.get(step, ())
     line = line_of_error(trace.error, path)
     last = trace.operations[-1] if trace.operations else None
@@ -153,7 +155,7 @@ def _is_dropout(error: BaseException | None, path: Path) -> bool:
 def _step_of_raising_operation(
     trace: ForwardTrace, last: Operation, step: int, found: Matches, p: Problem
 ) -> int:
-    """The step to which `last` belongs, an operation that raised an error.
+    """The step to which the operation `last` belongs. `last` raised an error.
 
     Judges by the name and the inputs of `last`."""
     first = last.inputs[0] if last.inputs else None
@@ -230,8 +232,7 @@ def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
 
 
 def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem) -> int:
-    """The wrong step. It is `step`, which computes a product, unless an earlier step arranged a
-    factor of this product wrongly."""
+    """The wrong step: `step`, which computes a product, or an earlier step that spoils a factor."""
     pairs = ({"q", "k"},) if step == 4 else ({"v"},)
     for operation in trace.operations:
         fused = operation.name == FUSED_KERNEL

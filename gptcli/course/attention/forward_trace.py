@@ -196,7 +196,7 @@ def trace_forward(
     """The trace of forward(x). If forward raises an exception, the trace contains it.
 
     Calls `on_operation` after every operation. Does not record tensors of more than `most_numbers`
-    numbers."""
+    numbers. `grad` says whether gradients are enabled."""
     trace = ForwardTrace()
     mode = _Recorder(trace, path, x, on_operation, most_numbers)
     with torch.set_grad_enabled(grad):
@@ -219,9 +219,10 @@ def _fused_kernel_pieces(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, result) of each step inside scaled_dot_product_attention.
+    """Yield (name, result) of each step inside scaled_dot_product_attention.
 
-    Has the same parameters as scaled_dot_product_attention."""
+    Has the parameters of scaled_dot_product_attention. With dropout, yields only the scores, with
+    and without the mask."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = query @ key.transpose(-1, -2) * factor
     yield "scores", scores

@@ -17,7 +17,9 @@ from gptcli.course.lesson import CheckFailed
 
 
 def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
-    """Explains why the gradient does not reach a parameter or x. Names the line that loses it."""
+    """The finding for a missing or wrong gradient, at the line that loses the gradient.
+
+    If no operation loses the gradient, the finding has no step and no line."""
     found = forward.found
     for operation in forward.trace.operations:
         if any(filler in operation.name for filler in FILLERS) or not operation.outputs:
@@ -41,7 +43,7 @@ def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
 
 
 def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
-    """Explains why the backward pass raises an error. Names the line of forward at fault."""
+    """The finding for a backward pass that raises an error. It quotes the forward line at fault."""
     line = _line_where_backward_stops(forward.learner)
     on_line = [op.index for op in forward.trace.operations if op.line == line]
     if line is None or not on_line:
@@ -64,7 +66,7 @@ def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
 
 
 def _line_where_backward_stops(learner: LearnerAttention) -> int | None:
-    """The number of the line in forward at which the backward pass raises an error, or None.
+    """The number of the line in forward whose backward pass raises an error, or None.
 
     PyTorch's anomaly mode names the line in a warning."""
     attempt = learner.attempt

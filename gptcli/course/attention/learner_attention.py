@@ -29,7 +29,7 @@ from gptcli.course.attention.cases import (
     reference,
     sharpen,
 )
-from gptcli.course.attention.conventions.call import Call, call_of
+from gptcli.course.attention.conventions.call import Call, call_named, call_of
 from gptcli.course.attention.conventions.constructor import Constructor
 from gptcli.course.attention.conventions.layout import Layout, Sizes
 from gptcli.course.attention.conventions.other_parts import other_part
@@ -126,7 +126,7 @@ class LearnerAttention:
 
     @property
     def is_called_with_x(self) -> bool:
-        """Whether forward(x) needs no other arguments and returns one tensor, as in the course."""
+        """Whether forward needs only x, takes no mask and returns one tensor, as in the course."""
         return self._call == Call(takes_use_dropout=self._call.takes_use_dropout) and not (
             self.returns_tuple
         )
@@ -179,7 +179,7 @@ class LearnerAttention:
             raise CheckFailed(
                 "projections-unused",
                 f"forward does not call `{name}`: the layer never gets its size",
-                "call each of the query, key and value layers once, on x",
+                f"call `{name}` in forward, or remove this layer",
                 1,
             )
 
@@ -285,7 +285,7 @@ class LearnerAttention:
             )
         hint = f"give the module nn.Linear projections named {NAMES}"
         if error.slug == "plain-list":
-            hint = "use an nn.ModuleList or an nn.ModuleDict in its place"
+            hint = "use nn.ModuleList, nn.ModuleDict or nn.ParameterList in its place"
         return CheckFailed(
             error.slug,
             f"with n_embd = {case.C}: {error.message}",
@@ -294,7 +294,7 @@ class LearnerAttention:
         )
 
     def forward(self, module: nn.Module, x: Tensor, **options: Any) -> Any:
-        """The module's output for x. During the call, the file's variables have its sizes."""
+        """The output for x. During the call, the file's variables have the sizes of `module`."""
         given = x.to(torch.float32) if self.single and x.dtype == torch.float64 else x
         config = self._configs.get(module)
         variables = (
@@ -436,8 +436,7 @@ def _hint_of(error: BaseException) -> str:
 
 
 class _Within(nn.Module):
-    """A learner's module. While its forward runs, variables of the learner's file have the sizes
-    with which the module was made."""
+    """A learner's module. While forward runs, the file's variables have the sizes of the module."""
 
     def __init__(self, learner: LearnerAttention, module: nn.Module) -> None:
         super().__init__()
@@ -447,4 +446,4 @@ class _Within(nn.Module):
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """The result of the learner's module."""
         with self.constructor.variables(self.config):
-            return self.inner(*arguments, **named)
+            return call_named(self.inner, arguments, named)

@@ -1,6 +1,6 @@
 """The lesson on attention: runs its checks on a learner's class, and diagnoses the first failure.
 
-It runs the learner's code in the current process, so use it only in the worker process
+The lesson runs the learner's code in the current process, so use it only in the worker process
 (gptcli.course.sandbox.worker).
 """
 
@@ -111,7 +111,7 @@ class AttentionLesson(Lesson[LearnerAttention]):
         return learner.cls.__name__
 
     def follow(self, file: LearnerFile, say: Say) -> None:
-        """Run forward once and call `say("step N")` after each operation."""
+        """Run forward once; call `say("step N")` before the first and after each operation."""
         learner = self.load(file, say)
         with contextlib.suppress(CheckFailed):
             built = learner.build(USUAL)
@@ -132,7 +132,7 @@ class AttentionLesson(Lesson[LearnerAttention]):
 
 
 def _first_usable(file: LearnerFile, classes: list[type[nn.Module]], say: Say) -> LearnerAttention:
-    """The first class whose projections can be recognised, else the first class."""
+    """The first class with projections, even with wrong code. If none has any, the first class."""
     if len(classes) > 1:
         for cls in classes[:MOST_CLASSES]:
             try:

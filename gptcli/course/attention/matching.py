@@ -293,8 +293,10 @@ def transposed_scores(trace: ForwardTrace, found: Matches, T: int) -> Operation 
 def first_missing_step(found: Matches) -> int:
     """The number of the first step whose result, such as the scores, is not in the trace.
 
-    A later result stands in for the results that it is computed from: the scores for those of q and
-    k, the result of step 7 or 8 for all. Returns 8 if the result of step 7 or 8 is there."""
+    A later result stands in for the results from which it is computed. Scores stand in for the
+    queries and keys of steps 1 and 2. The result of step 7 or 8 stands in for all results before
+    it. Returns 8 if the result of step 7 or 8 is there. Never returns 3, because folding changes no
+    number."""
     has = found.has
     scaled = has("scaled") or has("masked") or has("weights") or has("mixed") or has("merged")
     mixed = has("mixed") or has("merged")

@@ -36,8 +36,8 @@ def positions(x: Tensor, name: str, table: Table) -> Positions | None:
 def has_layout_of_step(x: Tensor, name: str, table: Table) -> bool:
     """Whether a correct split, fold or merge can give the layout of x.
 
-    In such a layout, a dimension of x has only sequences and heads, only tokens, or only the
-    channels of complete heads, in increasing order."""
+    In such a layout, a dimension of x has only heads, only tokens, or only the channels of complete
+    heads. Heads and tokens can belong to several sequences. All are in increasing order."""
     indices = positions(x, name, table)
     if indices is None:
         return False
@@ -66,7 +66,7 @@ def _whole_heads(channels: Tensor, D: int) -> bool:
 
 
 def last_slice_before_product(forward: ComparedForward, letters: str) -> Operation | None:
-    """The last operation that made one of `letters` before a product used it, or None.
+    """The operation that made a factor of the first product with one of `letters`, or None.
 
     `letters` names the factors, such as "qkv". Transposes do not count. If the pieces of a factor
     are correct, but in a wrong order, this operation is the wrong slice or reshape."""
@@ -82,7 +82,7 @@ def last_slice_before_product(forward: ComparedForward, letters: str) -> Operati
 
 
 def _first_input_chain(forward: ComparedForward, index: int) -> Iterator[Operation]:
-    """Operation `index`, the one that made the first input of this operation, and so on."""
+    """Yield operation `index`, then the operation that made its first input, and so on."""
     at: int | None = index
     while at is not None:
         operation = forward.trace.operations[at]

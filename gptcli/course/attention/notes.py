@@ -33,7 +33,7 @@ _EARLY = {"x": "x", "q": "the queries", "k": "the keys", "v": "the values"}
 
 
 def notes(learner: LearnerAttention) -> list[Check]:
-    """Notes on the convention, dropout, masks that are plain tensors, block_size and bfloat16."""
+    """Notes on the convention, dropout, tensors that are no buffers, block_size and bfloat16."""
     found: list[Check] = [*_convention(learner), _dropout(learner)]
     built = learner.build(USUAL)
     if plain := _kept_tensors(learner, built.module):
@@ -148,7 +148,9 @@ def _convention(learner: LearnerAttention) -> Iterator[Check]:
 
 
 def _place_of_rounding(learner: LearnerAttention) -> str:
-    """A sentence that names the step and the line in which numbers become float32."""
+    """A sentence that names the step and the line in which numbers become float32.
+
+    If the trace does not show the line, the sentence names neither."""
     learner.attempt = learner.rounded
     forward = repeat_forward(learner)
     for operation in forward.trace.operations:

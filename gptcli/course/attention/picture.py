@@ -65,7 +65,9 @@ def heat(picture: Picture, unicode: bool = True) -> list[str]:
 
 
 def _cell(weight: float, unicode: bool) -> str:
-    """A weight as four characters: a shade and the percentage; "?" if the weight is not finite."""
+    """A weight as four characters: a shade and the percentage; "?" if the weight is negative.
+
+    A weight that is not finite is -1 here (finding.with_weights)."""
     shades = SHADES if unicode else PLAIN_SHADES
     if weight < 0:
         return " ?  "

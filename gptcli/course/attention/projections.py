@@ -67,7 +67,9 @@ class Projection:
 
 @dataclass(frozen=True)
 class Projections:
-    """The four projections of an attention module: query, key, value and output."""
+    """The four projections of an attention module: query, key, value and output.
+
+    If the module has no output projection, `output` is the identity, which is in no parameter."""
 
     query: Projection
     key: Projection

@@ -6,14 +6,15 @@ these rules that applies decides:
    number. If there is no such constant, the line that writes the number into the scores.
 2. If the caller knows the wrong operation (`search=False`): its line. If the call spans several
    lines, the line of the argument that belongs to the step.
-3. Otherwise one function for each step searches for the wrong operation. The wrong operation is the
-   first that turns correct numbers into wrong ones, or puts correct numbers in an order that no
-   step needs.
-   For step 5, this function is in quoted_mask_line.py. The line is the first of these that exists:
+3. Otherwise a function for the step or the mistake searches for the wrong operation. The wrong
+   operation is the first that turns correct numbers into wrong ones, or puts correct numbers in an
+   order that no step needs. For step 5, the functions are in quoted_mask_line.py.
+   The line to quote is the first of these that exists:
    a. for a mask that the module keeps: the line of the constructor that makes it;
    b. for a missing output projection: the last return;
    c. for a call over several lines: the line of the argument;
-   d. for a wrong head size or scale: the line that computes the number (source_text.py);
+   d. for a wrong head size or scale, or a mask that is too weak: the line that assigns the number
+      (source_text.py);
    e. the line of the operation.
 4. If the search finds nothing, or fails on an unusual file: the line at which wrong numbers appear.
 
@@ -136,7 +137,7 @@ def _wrong_operation(
 ) -> OperationOrAttribute:
     """The operation that does `step` wrongly, and the name of the attribute with a wrong mask.
 
-    The operation can be None, and the name too."""
+    Each of the two can be None."""
     if step == 1:
         if slug == "weight-transposed" and values is not None:
             return _first_use_of_weight(forward, values), None
@@ -171,7 +172,9 @@ def _wrong_operation(
 
 
 def _wrong_scores(forward: ComparedForward, slug: str) -> Operation | None:
-    """Before the product: the first operation that changes the numbers of queries or keys."""
+    """The first operation, products left out, that turns queries or keys into other numbers.
+
+    None for all mistakes except "scores-of-cosines" and "step-4"."""
     if slug not in ("scores-of-cosines", "step-4"):
         return None
     useful = _sources_of_right_values(forward)
@@ -189,7 +192,9 @@ def _wrong_scores(forward: ComparedForward, slug: str) -> Operation | None:
 
 
 def _sources_of_right_values(forward: ComparedForward) -> set[int | None]:
-    """The `sources` of all operations whose result is correct. A source is an operation's index."""
+    """The `sources` of all operations whose result is correct.
+
+    A source is the index of the operation that made an input, or None if no operation made it."""
     return {
         source
         for operation in forward.trace.operations
@@ -323,8 +328,9 @@ def _wrong_split(forward: ComparedForward, letters: str) -> Operation | None:
 def _wrong_scaling(forward: ComparedForward) -> Operation | None:
     """The operation that multiplies queries, keys or scores by a constant.
 
-    Returns the first operation that multiplies the queries or the keys. If there is none, returns
-    the last operation that multiplies the scores, or else the one that computes them."""
+    Returns the first operation that multiplies the queries, or else the first that multiplies the
+    keys. If there is none, returns the last operation that multiplies the scores, or else the one
+    that computes the scores."""
     values = forward.values
     unscaled = values.qh @ values.kh.transpose(-1, -2)
     for right in (values.q, values.k):
@@ -460,13 +466,18 @@ def _wrong_merge(forward: ComparedForward) -> Operation | None:
         for j, x in enumerate(operation.outputs):
             names = forward.found.values_of_output.get((operation.index, j), [])
             if "mixed" in names and x.dim() >= 2 and not has_layout_of_step(x, "mixed", table):
-                source = operation.sources[0] if operation.sources else None
-                before = None if source is None else forward.trace.operations[source]
-                if before is not None and before.name == "contiguous" and before.sources[0]:
-                    before = forward.trace.operations[before.sources[0]]
+                before = _maker_of_input(forward, operation)
+                if before is not None and before.name == "contiguous":
+                    before = _maker_of_input(forward, before) or before
                 turned = before is not None and before.name in ("permute", "transpose", "stack")
                 return before if turned and operation.name not in JOINS else operation
     return None
+
+
+def _maker_of_input(forward: ComparedForward, operation: Operation) -> Operation | None:
+    """The operation that made the first input of `operation`; None if no traced operation did."""
+    source = operation.sources[0] if operation.sources else None
+    return None if source is None else forward.trace.operations[source]
 
 
 def _product_with_values(forward: ComparedForward) -> Operation | None:
@@ -484,9 +495,10 @@ def _first_with_numbers_of(
 ) -> Operation | None:
     """The first operation whose result consists of numbers of `value`, but is not correct.
 
-    `value` is what a known mistake gives, and `right` is the correct tensor. With `computed`,
-    leaves out operations that only cut or copy their input. If the result is a part of `value`,
-    such as one head or one token, less than half of its numbers may be in `right`."""
+    `value` is what a known mistake gives, and `right` is the correct tensor. None if `value` only
+    reorders the numbers of `right`. With `computed`, leaves out operations that only cut or copy
+    their input. If the result is a part of `value`, such as one head or one token, less than half
+    of the result's numbers may be in `right`."""
     if values_equal(value.reshape(-1).sort().values, right.reshape(-1).sort().values):
         return None
     wrong, good = Table(value, 1e-9), Table(right, 1e-9)

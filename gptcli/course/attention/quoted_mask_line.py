@@ -36,7 +36,8 @@ OperationOrAttribute = tuple[Operation | None, str | None]
 def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
     """The operation that makes a wrong mask, or that applies a correct mask wrongly.
 
-    If the wrong mask is an attribute of the module, also returns the attribute's name."""
+    If the wrong mask is an attribute of the module, also returns the attribute's name. The
+    operation is None if the search finds none."""
     T = forward.p.T
     for operation in forward.trace.operations:
         if operation.name == "scaled_dot_product_attention":

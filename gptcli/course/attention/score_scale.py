@@ -25,9 +25,10 @@ NON_LINEAR = {"tanh", "clamp", "clip", "abs", "relu", "sigmoid", "pow", "square"
 
 
 def scale_of_scores(forward: ComparedForward) -> tuple[float, int] | None:
-    """(c, index): the learner's last scores are c q k^T, and operation `index` introduced c.
+    """(c, index): the learner's last scores are c q k^T, first as the result of operation `index`.
 
-    None if no result has the form c q k^T."""
+    If the code scales before it masks, `index` is the operation that masks. None if no result has
+    the form c q k^T."""
     right = forward.values
     unscaled = (right.qh @ right.kh.transpose(-1, -2)).reshape(-1)
     sorted_by_sign = {1.0: unscaled.sort().values, -1.0: (-unscaled).sort().values}
@@ -51,9 +52,10 @@ def scale_of_scores(forward: ComparedForward) -> tuple[float, int] | None:
 
 
 def scale_behind_mask(forward: ComparedForward) -> tuple[float, int] | None:
-    """The operation that scales scores after the mask, as (factor, index of the operation).
+    """(factor, index): the last masked scores are factor * q k^T, first at operation `index`.
 
-    None if no operation multiplies masked scores. Ignores hidden scores."""
+    The operation scales masked scores, or masks scaled scores. Ignores hidden scores. None if the
+    trace has no masked scores, or if the factor is 1."""
     raw, last = None, None
     for operation in forward.trace.operations:
         for x in operation.outputs:
@@ -78,9 +80,10 @@ def scale_behind_mask(forward: ComparedForward) -> tuple[float, int] | None:
 
 
 def wrong_scale(forward: ComparedForward) -> tuple[float, int] | None:
-    """The operation that multiplies the scores by a wrong factor, as (factor, operation's index).
+    """(factor, index) as `scale_of_scores` returns them, if the factor is wrong.
 
-    None if the factor is correct, or if a non-linear function changes the scores afterwards."""
+    None if the factor is correct or unknown, or if a non-linear function changes the scores
+    afterwards."""
     scale = scale_of_scores(forward)
     if scale is None or math.isclose(scale[0], forward.p.D**-0.5, rel_tol=1e-9):
         return None
@@ -91,7 +94,9 @@ def wrong_scale(forward: ComparedForward) -> tuple[float, int] | None:
 
 
 def scaled_twice(forward: ComparedForward) -> tuple[AttentionMistake, str] | None:
-    """(mistake, message) if two operations divide queries, keys or scores by sqrt(head_dim)."""
+    """(mistake, message) if two operations divide queries, keys or scores by sqrt(head_dim).
+
+    Otherwise None."""
     p = forward.p
     found: dict[tuple[int | None, str | None], None] = {}
     for operation in forward.trace.operations:

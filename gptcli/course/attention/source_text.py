@@ -49,7 +49,7 @@ def line_of_argument(path: Path, line: int, step: int, slug: str) -> int | None:
 
 
 def step_above(path: Path, line: int) -> int | None:
-    """The N in the nearest comment `# Step N` above `line` in the same function, or None."""
+    """The N in the nearest comment `# Step N` on or above `line` in the same function, or None."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for text in reversed(lines[:line]):
         if (found := re.search(r"#\s*[Ss]tep (\d)\b", text)) is not None:
@@ -92,7 +92,8 @@ def _line_of_target(tree: ast.Module, name: str) -> int | None:
 def line_of_size(path: Path, line: int, forward: ComparedForward, slug: str) -> int | None:
     """The number of the line that assigns a wrong head size, a wrong head count or a wrong scale.
 
-    Looks only at variables and attributes that `line` uses. None if all of these are right."""
+    Looks only at variables and attributes that `line` uses. A slice always counts as wrong. None if
+    all of these are right."""
     tree = _tree(path)
     for name in _names(tree, line):
         if name.startswith("self."):
@@ -128,10 +129,10 @@ def line_of_return(path: Path, line: int | None) -> int | None:
 
 
 def line_of_constant(path: Path, line: int, value: float) -> int | None:
-    """The number of the line that assigns `value`, or None.
+    """The number of the line that assigns `value` to a variable that `line` uses, or None.
 
-    It assigns `value` to a variable that `line` uses, for example by `FILL = -1.0`,
-    `fill = torch.tensor(-1.0)` or `mask[hidden] = -1.0`."""
+    Such a line is, for example, `FILL = -1.0`, `fill = torch.tensor(-1.0)` or
+    `mask[hidden] = -1.0`."""
     tree = _tree(path)
     used = set(_names(tree, line))
     for node in ast.walk(tree):

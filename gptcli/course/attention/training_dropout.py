@@ -34,7 +34,9 @@ class Dropped(NamedTuple):
 
 
 def training_forward(learner: LearnerAttention) -> ComparedForward:
-    """A traced forward pass in training with dropout RATE. Raises CheckFailed if it stops."""
+    """A traced forward pass in training with dropout RATE.
+
+    Raises CheckFailed if forward stops, or if the output is no tensor like x."""
     built = learner.build(USUAL, dropout=RATE)
     options = {"use_dropout": True} if learner.takes_use_dropout else {}
     x = draw_input(built.case, generator_for(built.case))
@@ -74,7 +76,7 @@ def dropped_values(learner: LearnerAttention) -> tuple[ComparedForward, list[Dro
 
 
 def dropout_before_softmax(learner: LearnerAttention, failed: CheckFailed) -> Finding:
-    """The finding that dropout acts on the scores, before softmax. It quotes the dropout's line."""
+    """The finding that dropout acts on the scores, before softmax; it quotes the dropout's line."""
     forward, dropped = dropped_values(learner)
     at = next(operation.index for value, operation in dropped if value in SCORES)
     line = line_to_quote(forward, at, step=6, slug=failed.mistake, search=False)

@@ -35,7 +35,7 @@ _NAMES = {
 def fault_of_last_step(forward: ComparedForward, unwritten: int) -> Finding | None:
     """The finding if the last written step gives a wrong layout or loses its values, or None.
 
-    Step `unwritten` is the step after it. The numbers of the last written step are correct."""
+    `unwritten` is the number of the next step. The numbers of the last written step are correct."""
     error = forward.trace.error
     if error is None:
         return None
@@ -52,7 +52,7 @@ def fault_of_last_step(forward: ComparedForward, unwritten: int) -> Finding | No
 def what_is_missing(forward: ComparedForward, step: int) -> str:
     """The part of a message that says what the code of `step` does not compute.
 
-    In the message, it follows the quoted line."""
+    In the message, this part follows the quoted line."""
     error = forward.trace.error
     assert error is not None
     if step != 1:
@@ -137,7 +137,9 @@ def _layout_fault(
 
 
 def _is_kept(forward: ComparedForward, name: str, variables: list[tuple[str, Tensor]]) -> bool:
-    """Whether the variables together have all numbers of a value."""
+    """Whether the variables together have all numbers of the value `name`.
+
+    Of scores and weights, only the visible ones count."""
     p = forward.p
     right: Tensor = getattr(forward.values, "scaled" if name == "masked" else name)
     needed = p.past.expand(right.shape) if name == "masked" else None
@@ -179,7 +181,9 @@ def _not_kept(forward: ComparedForward, step: int, name: str) -> Finding | None:
 
 
 def _line_of(forward: ComparedForward, variable: str) -> int | None:
-    """The number of the line that assigned the variable's value, or None."""
+    """The number of the line that computed the variable's value.
+
+    If the trace does not show that line, returns `line_of_last_step`."""
     made = [at for (at, _), name in forward.trace.variable_names.items() if name == variable]
     line = forward.trace.operations[max(made)].line if made else None
     return line if line is not None else line_of_last_step(forward)

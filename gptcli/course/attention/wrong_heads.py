@@ -35,8 +35,8 @@ def explain_heads(forward: ComparedForward) -> tuple[str, str] | None:
                 if dims in ([{1}, {2}, {3}], [{1}, {3}, {2}]):  # (B, T, H, D) or (B, T, D, H)
                     return "heads-not-transposed", (
                         f"the {_WORDS[name]} come into the product as {tuple(x.shape)}, with time "
-                        "before the heads: it combines the heads of one token, not the tokens of "
-                        "one head"
+                        "before the heads, so the product combines the heads of one token, not "
+                        "the tokens of one head"
                     )
             piece = _piece(h * p.D + d)
             if piece is None or piece[1] in (1, p.C):

@@ -1,7 +1,7 @@
 """The lesson on the transformer block: its four steps and its bank of known mistakes.
 
 Dimensions: B batch, T time, C channels (n_embd). The functions in `forms` of MISTAKES take w and x.
-w.n1, w.attn, w.n2 and w.mlp are the learner's own submodules, unchanged, and x (B, T, C) is the
+w.n1, w.attn, w.n2 and w.mlp are the learner's submodules, each as a Part, and x (B, T, C) is the
 input.
 """
 
@@ -41,7 +41,7 @@ STEPS = (
     Step(
         "first norm",
         "what does the attention read: x, or x after a norm?",
-        "pre-norm: apply the first norm before the attention, and keep x without the norm",
+        "pre-norm: the attention reads the output of the first norm, and x itself stays as it is",
         "pass self.ln_1(x) to the attention, and keep x for the sum",
     ),
     Step(
@@ -58,8 +58,8 @@ STEPS = (
     ),
     Step(
         "feed-forward and residual",
-        "what is the feed-forward network's output added to, and what comes after?",
-        "add it to the sum after the attention; that is the output",
+        "what is the feed-forward network's output added to, and what comes after this sum?",
+        "the block's output is the sum after the attention plus the feed-forward network's output",
         "return the new x plus self.mlp of the normed new x, without a norm after the sum",
     ),
 )
@@ -68,10 +68,10 @@ STEPS = (
 class Part:
     """One submodule of a learner's block, as a function of one tensor.
 
-    Besides this tensor, the submodule gets the arguments that the learner's forward passes to it.
-    This also works for PyTorch's nn.MultiheadAttention, which takes x three times and returns two
-    tensors. `inputs` has an entry for each call by the learner's forward: the first 3-D tensor
-    among the arguments."""
+    A Part passes this tensor to the submodule. All other arguments are those that the learner's
+    forward passed to the submodule in the first call. The submodule can also be an
+    nn.MultiheadAttention, which takes x three times and returns two tensors. For each call by the
+    learner's forward, `inputs` has the first 3-D tensor among the arguments."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -91,7 +91,7 @@ class Part:
 
     def __call__(self, h: Tensor) -> Tensor:
         """The output of the submodule for h (B, T, C)."""
-        turned = (h.shape[1], h.shape[0], h.shape[2])  # (T, B, C), as MultiheadAttention takes it
+        turned = (h.shape[1], h.shape[0], h.shape[2])  # (T, B, C): default of MultiheadAttention
         args, kwargs = self._call or ((h,), {})
 
         def put(value: Any) -> Any:
@@ -200,7 +200,7 @@ MISTAKES = (
             "each half has its own norm", "make self.ln_1 and self.ln_2 in the constructor",
             at=r"def __init__"),
     ExerciseMistake("shared-norm", 3, "self.ln_2 = self.ln_1, or one self.ln for both",
-            "both halves of your block share one norm of {C} channels: {have}",
+            "the two halves of your block have only one norm of {C} channels: {have}",
             "the two halves read different values, so each needs its own gain",
             "make two norms in the constructor", at=r"ln_?2|norm_?2|self\.(ln|norm)\b"),
     ExerciseMistake("post-norm", 1, "x = self.ln_1(x + self.attn(x))",
@@ -269,7 +269,8 @@ MISTAKES = (
             "both halves are missing", "begin with the first norm", (lambda w, x: x,),
             at=r"return"),
     ExerciseMistake("attention-twice", 2, "x = x + 2 * ..., or the first half done twice",
-            "your attention's output of {C} channels is added twice", "add it once",
+            "your attention, of {C} channels, is added twice",
+            "a block adds the attention's output once",
             "look for a second addition, or for a factor",
             (lambda w, x: _then(w, x + 2 * w.attn(w.n1(x))),
              lambda w, x: _then(w, (h := _h(w, x)) + w.attn(w.n1(h)))), at=ATTENTION_CALL),
@@ -278,7 +279,7 @@ MISTAKES = (
             "add x once", (lambda w, x: _then(w, x + _h(w, x)),), at=r"\+"),
     ExerciseMistake("first-norm-again", 3, "self.mlp(self.ln_1(x))",
             "you use the first norm of {C} channels in both halves, and never use the second",
-            "the second half has its own norm", "use ln_2 there",
+            "the second half has its own norm", "use ln_2 in the second half",
             (lambda w, x: (h := _h(w, x)) + w.mlp(w.n1(h)),), at=MLP_CALL),
     ExerciseMistake("no-second-norm", 3, "x = x + self.mlp(x)",
             "your feed-forward network reads the {C} channels without a norm",
@@ -297,12 +298,13 @@ MISTAKES = (
              lambda w, x: _h(w, x) + w.mlp(w.n1(x))), at=MLP_CALL),
     ExerciseMistake("attention-normed-again", 3, "self.mlp(self.ln_2(attention output))",
             "your second half reads only the attention's output of {C} channels, without x",
-            "it should read the sum of x and the attention's output", "norm the sum",
+            "the second half should read the sum of x and the attention's output", "norm the sum",
             (lambda w, x: (h := _h(w, x)) + w.mlp(w.n2(h - x)),
              lambda w, x: x + w.mlp(w.n2(w.attn(w.n1(x))))), at=MLP_CALL),
     ExerciseMistake("no-second-residual", 4, "x = self.mlp(self.ln_2(x))",
             "your feed-forward output of {C} channels replaces x instead of being added to it",
-            "x and the attention's output are lost", "add it to the sum after the attention",
+            "x and the attention's output are lost",
+            "add the feed-forward output to the sum after the attention",
             (lambda w, x: w.mlp(w.n2(_h(w, x))),), at=MLP_CALL),
     ExerciseMistake("second-residual-from-norm", 4, "h = self.ln_2(x); return h + self.mlp(h)",
             "you add the feed-forward output to the normed {C} channels, not to the sum itself",
@@ -311,17 +313,18 @@ MISTAKES = (
             (lambda w, x: (m := w.n2(_h(w, x))) + w.mlp(m),), at=r"ln_?2\("),
     ExerciseMistake("second-residual-from-x", 4, "return x + self.mlp(...) with the first x",
             "you add the feed-forward output to the block's input of {C} channels",
-            "the attention's output is lost", "add it to the sum after the attention",
+            "the attention's output is lost",
+            "add the feed-forward output to the sum after the attention",
             (lambda w, x: x + w.mlp(w.n2(_h(w, x))),), at=r"return"),
     ExerciseMistake("no-second-half", 3, "a forward that ends after the attention",
             "your forward ends after the attention: neither the second norm nor the feed-forward "
             "network, of {C} channels, is used", "each token must also be processed by itself",
-            "norm the sum, pass it to the feed-forward network, and add that to the sum",
+            "norm the sum, apply the feed-forward network, and add its output to the sum",
             (lambda w, x: _h(w, x), lambda w, x: w.attn(w.n1(x))), at=r"return"),
     ExerciseMistake("sum-scaled", 2, "(x + self.attn(...)) / 2",
             "you scale the sum of x and the attention's output, of {C} channels",
             "the residual stream must pass through the block unchanged",
-            "add the two, without a factor", (
+            "add x and the attention's output, without a factor", (
                 lambda w, x: 0.5 * (_then(w, 0.5 * _h(w, x))),
                 lambda w, x: _then(w, 0.5 * _h(w, x)),
                 lambda w, x: _then(w, 2**-0.5 * _h(w, x)),
@@ -333,8 +336,8 @@ MISTAKES = (
                 lambda w, x: 0.5 * _then(w, _h(w, x)), lambda w, x: 2**-0.5 * _then(w, _h(w, x))),
             at=r"/|\*|mean|sqrt"),
     ExerciseMistake("no-mlp", 4, "the feed-forward network left out of forward",
-            "your feed-forward network is never used: your output of {C} channels does not contain "
-            "its result", "the second half is missing", "add self.mlp of the normed sum",
+            "your output of {C} channels does not contain the result of your feed-forward network",
+            "each token must also be processed by itself", "add self.mlp of the normed sum",
             (lambda w, x: w.n2(_h(w, x)), lambda w, x: (h := _h(w, x)) + w.n2(h)),
             at=r"return"),
     ExerciseMistake("norm-at-the-end", 4, "return self.ln_2(x)",
@@ -385,8 +388,10 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The submodules with their names. An nn.Sequential that begins with a norm is replaced by its
-    submodules."""
+    """The submodules of `module` with their names.
+
+    If a submodule is an nn.Sequential that begins with a norm, yields the parts of the Sequential
+    instead."""
     for name, part in module.named_children():
         inner = list(part.children()) if isinstance(part, nn.Sequential) else []
         first = list(inner[0].parameters()) if inner else []
@@ -420,7 +425,7 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
 
 
 def _calls_of_norm(learner: LearnerModule, module: nn.Module, w: Weights, size: Size) -> int:
-    """How often forward calls the block's only norm; 0 if forward raises an error."""
+    """How often forward calls the block's only norm; 0 if forward fails."""
     x = draw(size, torch.Generator().manual_seed(1))
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Build a learner's class with the arguments that its constructor names.
+"""Build a module of a learner's class, with the arguments that the constructor names.
 
 Most constructors take the config: `Class(config)`. If a constructor names sizes, such as
 `LayerNorm(n_embd, bias)` or `Block(d_model, num_heads)`, it gets the sizes instead.
@@ -38,8 +38,8 @@ def build(
     """A module of `cls`, built from `config`.
 
     If a parameter of the constructor has a name in `classes`, it gets the class `classes[name]`.
-    Raises GptcliError if the class has no constructor, or if the constructor needs an argument that
-    is not available. Does not catch exceptions that the constructor raises."""
+    Raises GptcliError if `cls` has no constructor, or if its constructor needs an argument that is
+    not available. Does not catch exceptions that the constructor raises."""
     arguments: dict[str, Any] = {}
     positional: list[Any] = []
     bound: set[str] = set()
@@ -66,8 +66,8 @@ def build(
             continue
         else:
             raise GptcliError(
-                f"`{cls.__name__}` needs an argument `{name}`, which is not available; it takes "
-                f"{inspect.signature(cls)}",
+                f"`{cls.__name__}` needs an argument `{name}`, which is not available; "
+                f"`{cls.__name__}` takes {inspect.signature(cls)}",
                 "write `def __init__(self, config):`; config has n_embd, n_head, dropout, bias "
                 "and block_size",
             )

@@ -1,7 +1,7 @@
 """Reference of the cache exercise: a key/value cache, and causal attention that reads from it.
 
 Dimensions: B batch, T new tokens, S tokens in all (stored and new), C channels (n_embd), H heads,
-D channels per head. In the masks, True means that a query can look at a key.
+D channels per head, N tokens of a text. In the masks, True means that a query can look at a key.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def any_attention(
 ) -> Tensor:
     """The attention's outputs for `count` tokens of `text`, from index `start` on: (B, count, C).
 
-    `merge` says how the heads are merged. `parts` are keyword arguments of any_weights. Values
-    other than the defaults imitate known mistakes."""
+    `merge` says how the heads are merged, and whether the output projection follows. `parts` are
+    keyword arguments of any_weights. Values other than the defaults imitate known mistakes."""
     weights, v = any_weights(w, text, start, count, **parts)
     mixed = weights @ v  # (B, H, T, D)
     if merge != "view":

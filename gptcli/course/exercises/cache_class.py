@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.course.attention.conventions import words
+from gptcli.course.attention.conventions.call import take_positional_only
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
 from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
@@ -47,11 +48,11 @@ def cache_class(module: ModuleType, name: str = NAME) -> type[Any] | None:
     """The learner's cache class, or None.
 
     Takes the class called `name`, else a class with a usual name, else the first class with a
-    method `append` or `update`."""
+    method `append` or `update`. Takes an nn.Module only if it is called `name`."""
     own = {
         key: value
         for key, value in vars(module).items()
-        if inspect.isclass(value) and not issubclass(value, nn.Module)
+        if inspect.isclass(value) and (key == name or not issubclass(value, nn.Module))
     }
     for usual in (name, *_CLASSES):
         if usual in own:
@@ -79,10 +80,11 @@ class CacheClass:
         self.names = {what: method_of(cls, what) for what in METHODS}
 
     def make(self, sizes: CacheSizes) -> Any:
-        """A new cache. If the name of the first argument is unknown, this argument gets block_size.
+        """A new cache.
 
-        Raises what the constructor raises. This is a TypeError if the constructor needs another
-        argument with an unknown name."""
+        If the first argument has an unknown name and no default, it gets block_size. Does not
+        catch the constructor's exceptions. If a later argument has an unknown name and no default,
+        the constructor raises a TypeError."""
         arguments: dict[str, Any] = {}
         config = SimpleNamespace(
             block_size=sizes.block_size,
@@ -101,7 +103,8 @@ class CacheClass:
                 value = sizes.block_size
             if value is not None:
                 arguments[parameter.name] = value
-        return self.cls(**arguments)
+        given = take_positional_only(inspect.signature(self.cls), arguments)
+        return self.cls(*given, **arguments)
 
     def append(self, cache: Any, k: Tensor, v: Tensor) -> Any:
         """Call the learner's `append`, and return its result."""
@@ -148,7 +151,7 @@ def _value_of(name: str, sizes: CacheSizes) -> Any:
 def cache_argument(cls: type[nn.Module]) -> str | None:
     """The name of the argument with which the learner's forward takes the cache, or None."""
     parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     for name in names[1:]:
         if name in _ARGUMENTS or ("cache" in name and not name.startswith(("use", "return"))):
             return name
@@ -215,7 +218,10 @@ class CachedFile:
         return caches
 
     def failure(self, error: Exception) -> GptcliError | None:
-        """The GptcliError for `error`; None if the learner's file did not raise `error`."""
+        """The GptcliError for `error`, or None.
+
+        None if no line of the learner's file led to `error`, or if `error` is already a
+        GptcliError."""
         place = place_of(error, self.file.path)
         if place is None or isinstance(error, GptcliError):
             return None

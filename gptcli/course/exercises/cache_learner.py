@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.course.attention.cases import fill_parameters
+from gptcli.course.attention.conventions.call import call_named
 from gptcli.course.attention.conventions.class_choice import attention_classes
 from gptcli.course.attention.conventions.layout import Sizes
 from gptcli.course.attention.conventions.possible_layouts import possible_layouts
@@ -28,6 +29,7 @@ from gptcli.course.exercises.cache_class import (
     CacheSizes,
     cache_argument,
     cache_class,
+    method_of,
 )
 from gptcli.course.exercises.cache_mistakes import MISTAKES, STEPS
 from gptcli.course.exercises.explainer import Explainer, step_named_in
@@ -44,7 +46,7 @@ ATTENTION = "CausalSelfAttention"
 class Size:
     """The sizes of one comparison.
 
-    `pieces` has a number for each call of forward: how many tokens it reads."""
+    `pieces` has the number of tokens that each call of forward with the cache reads."""
 
     B: int
     H: int
@@ -72,12 +74,17 @@ def classes_of(
     file: LearnerFile, module: ModuleType
 ) -> tuple[type[Any] | None, type[nn.Module] | None]:
     """The cache class and the attention class of a file that was run; None for a missing class."""
-    named = getattr(module, file.class_name, None)
+    named: Any = getattr(module, file.class_name, None)
     is_module = inspect.isclass(named) and issubclass(named, nn.Module)
+    if is_module and file.class_name == NAME:
+        is_module = False
+    elif is_module and named.forward is nn.Module.forward:
+        # A module with `append` or `update`, but without forward, is a cache.
+        is_module = method_of(named, "append", ("append", "update")) is None
     cls = cache_class(module, NAME if is_module else file.class_name)
     attention = named if is_module else getattr(module, ATTENTION, None)
     if not (inspect.isclass(attention) and issubclass(attention, nn.Module)):
-        attention = next(iter(attention_classes(module)), None)
+        attention = next((each for each in attention_classes(module) if each is not cls), None)
     return cls, attention
 
 
@@ -97,7 +104,9 @@ class CacheExplainer(Explainer):
         within: Collection[int] | None = None,
         **facts: Any,
     ) -> CheckFailed:
-        """The CheckFailed for the mistake `slug`. It quotes the line that `quotable` finds."""
+        """The CheckFailed for the mistake `slug`.
+
+        It quotes `line`, or, if `line` is None, the line that `quotable` finds."""
         if line is None:
             known = next(each for each in self.mistakes if each.slug == slug)
             line = self.quotable(known.at, within)
@@ -129,7 +138,7 @@ class LearnerCache(CacheExplainer):
         super().__init__(file, STEPS, MISTAKES)
         self.say = say
         self.trace: TensorTrace | None = None  # of the latest forward
-        self.length_is_right = False  # whether check_length found no fault
+        self.length_is_right = False  # whether `length` was right after each append
         self.classes = [
             name
             for name, value in vars(module).items()
@@ -141,7 +150,8 @@ class LearnerCache(CacheExplainer):
                 raise error
             have = ", ".join(f"`{name}`" for name in self.classes)
             raise GptcliError(
-                f"{file.name}: there is no class `{NAME}`" + (f"; it has {have}" * bool(have)),
+                f"{file.name}: there is no class `{NAME}`"
+                + (f"; the file has {have}" * bool(have)),
                 f"the exercise has two classes: {NAME} and {ATTENTION}",
             )
         self.cache = None if cls is None else CacheClass(cls)
@@ -162,6 +172,13 @@ class LearnerCache(CacheExplainer):
 
     def missing_class(self, step: int, name: str) -> CheckFailed:
         """The CheckFailed that says that the learner's file lacks the class `name`."""
+        if name in self.classes:
+            return self.failed_at(
+                step,
+                "no-module",
+                f"`{name}` is not a torch.nn.Module",
+                f"what does `class {name}(nn.Module):` give the class?",
+            )
         failed = self.missing(step, "class", name, self.classes)
         tell = (
             f"the check looks for `{name}`, the name in the skeleton; {self.steps[step - 1].tell}"
@@ -263,7 +280,7 @@ class LearnerCache(CacheExplainer):
         assert name is not None
         try:
             with trace:
-                y = module(x) if cache is None else module(x, **{name: cache})
+                y = module(x) if cache is None else call_named(module, (x,), {name: cache})
         except (Exception, SystemExit) as error:
             raise self._stopped_in_forward(error, doing, trace) from error
         if isinstance(y, (tuple, list)) and y and isinstance(y[0], Tensor):
@@ -315,6 +332,6 @@ class LearnerCache(CacheExplainer):
             else:
                 step = self.source.step_named_at(place[0])
         if step is None:
-            # A softmax comes after step 5 (the mask). If the trace has one, step 5 had no error.
+            # The softmax comes after step 5 (the mask). If the trace has one, step 5 did not stop.
             step = 6 if any(op.name == "softmax" for op in trace.operations) else 5
         return self.stopped(error, doing, min(max(step, 1), 6))

@@ -35,8 +35,8 @@ SIZES = (
 class CacheLesson(Lesson[LearnerCache | PastLearner]):
     """The lesson on a key/value cache: a class that stores, and an attention that reads.
 
-    A file can also have no cache class, but an attention that gets the earlier keys and values as
-    an argument, or keeps them itself: see past_call.py."""
+    If a file has no cache class, its attention can get the earlier keys and values as an argument,
+    or keep them itself: see past_call.py."""
 
     name = "cache"
     steps = STEPS
@@ -48,7 +48,9 @@ class CacheLesson(Lesson[LearnerCache | PastLearner]):
         return with_past(file, module, say) or LearnerCache(file, module, say)
 
     def check(self, learner: LearnerCache | PastLearner, done: list[Check]) -> str:
-        """Check the cache alone, then the attention with the cache."""
+        """Check the cache alone, then the attention with the cache.
+
+        For a PastLearner, call check_past instead."""
         if isinstance(learner, PastLearner):
             return check_past(learner, done)
         learner.needs_cache()

@@ -63,7 +63,7 @@ STEPS = (
 
 
 def _diagonal(offset: int) -> Mask:
-    """The causal mask, but with its diagonal shifted by `offset` keys."""
+    """A function from T and S to the causal mask with its diagonal shifted by `offset` keys."""
     return lambda T, S: torch.ones(T, S, dtype=torch.bool).tril(diagonal=S - T + offset)
 
 
@@ -124,7 +124,6 @@ MISTAKES = (
             "a list or tensor in the class body, in a default argument or in a global variable "
             "exists only once, for all layers and all texts",
             "set the attribute in __init__: self.keys = None",
-
             at=r"^\s{2,4}\w+\s*=\s*(\[|None|\{|torch) || def __init__.*=\s*(\[\]|\{\}) || "
             r"^\w+\s*=\s*(\[|None|\{)"),
     ExerciseMistake("overwrites", 1, "self.keys, self.values = k, v",
@@ -147,15 +146,16 @@ MISTAKES = (
             "put new tokens after the stored tokens, and keep the order of the new tokens",
             at=_CAT + r"|insert\( || reversed || \[.*\]\s*=(?!=)|append\("),
     ExerciseMistake("values-not-stored", 1, "only self.keys is concatenated",
-            "you store the keys of all {S} tokens, but not the values of all {S} (shape {shape})",
-            "each key needs the value of its token", "store the values in the same way as the keys",
+            "your keys are those of all {S} tokens, but your values are not{shape}",
+            "each key needs the value of its token", "treat the values in the same way as the keys",
             at=r"last:self\.\w*v\w*\s*=(?!=) || last:, *self\.\w+\s*=(?!=) || " + _CAT),
     ExerciseMistake("keys-not-stored", 1, "only self.values is concatenated",
-            "you store the values of all {S} tokens, but not the keys of all {S} (shape {shape})",
-            "each value needs the key of its token", "store the keys in the same way as the values",
+            "your values are those of all {S} tokens, but your keys are not{shape}",
+            "each value needs the key of its token", "treat the keys in the same way as the values",
             at=r"last:self\.\w*k\w*\s*=(?!=) || last:self\.\w*k\w*,.*=(?!=) || " + _CAT),
     ExerciseMistake("misplaced", 1, "self.keys[:, :, n - 1 : n - 1 + T] = k",
-            "of {S} tokens, the {other} are right, but the {one} of {lost} not at their place",
+            "of {S} tokens, the {other} are right, but the {one} of {lost} wrong or at a wrong "
+            "place",
             "a token's key and value belong at the same place, after those of the stored tokens",
             "write the new tokens at the places n to n + T - 1",
             at=r"\[.*\]\s*=(?!=)|copy_|index_copy|scatter || " + _KEPT),
@@ -166,18 +166,18 @@ MISTAKES = (
                 r"k\w*\.append\(v|v\w*\.append\(k || "
                 r"v\w*\s*=.*\bk(eys?)?\b || k\w*\s*=.*\bv(alues?)?\b || " + _CAT + " || " + _KEPT)),
     ExerciseMistake("tokens-lost", 1, "self.keys[:, :, self.n] = k[:, :, 0]",
-            "of {S} tokens that were appended, {lost} not in your cache",
-            "one append can bring several tokens", "store all T tokens, after the stored ones",
+            "of {S} tokens, {lost} missing from your keys and values",
+            "several tokens can come at once", "store all T tokens, after the stored ones",
             at=r"\[.*\]\s*=(?!=) || " + _CAT + " || " + _KEPT),
     ExerciseMistake("other-dtype", 1, "k.float(), or torch.zeros(...) without dtype",
-            "for keys in {given} your cache returns {got}",
-            "a network can compute in bfloat16; then queries and keys must both be bfloat16",
+            "for {what} in {given} your cache returns {got}",
+            "a network can compute in bfloat16; then queries, keys and values must be bfloat16",
             "do not change the dtype; make new tensors with dtype=k.dtype",
             at=(
                 r"float|double|half|numpy || dtype || zeros|empty|full|tensor\(")),
     ExerciseMistake("other-device", 1, "torch.zeros(...) without device, .cpu(), .numpy()",
             "your append would not work with keys on a GPU: {why}",
-        "queries on a GPU need their keys on the same GPU",
+            "queries on a GPU need their keys on the same GPU",
             "do not move tensors; make new ones with device=k.device",
             at=r"cpu\(|numpy|tolist|zeros|empty|full|tensor\("),
     ExerciseMistake("queries-stored", 1, "cache.append(q, k)",
@@ -239,7 +239,7 @@ MISTAKES = (
             "each call of append stores the tokens again", "call append once, and keep its result",
             at=_CALL),
     ExerciseMistake("length-always-zero", 3, "return 0",
-            "your length is 0 after {S} tokens: every token would get position 0",
+            "your length is 0 after {S} tokens: the next token would get position 0",
             "the position of the next token is the number of tokens before it",
             "return the size of the stored keys along time", at=_LENGTH),
     ExerciseMistake("length-of-another-dimension", 3, "return self.keys.shape[0]",
@@ -291,7 +291,7 @@ MISTAKES = (
     ExerciseMistake("never-full", 4, "fits returns True, or forward does not call fits",
             "with a block_size of {W} your {what} accepts {count} tokens",
             "the model has no positions for more tokens",
-            "fits is length + T <= block_size, and forward raises ValueError if it is False", (
+            "fits is length + T <= block_size, and forward raises ValueError if fits is False", (
                 lambda n, T, W: True,), at=r"fits\( || " + _CALL + " || " + _RETURN),
     ExerciseMistake("drops-the-oldest", 4, "self.keys[:, :, -self.block_size:]",
             "with a block_size of {W} your cache takes {count} tokens and keeps the newest {found}",
@@ -307,7 +307,7 @@ MISTAKES = (
             at=(
                 r"None|= *0|clear\(|\[\] || def (clear|reset|reset_cache|empty|forget)")),
     ExerciseMistake("no-mask", 5, "mask only if cache is None",
-            "with a cache your forward has no mask: each new token also looks at later tokens",
+            "your forward has no mask{when}: each token also looks at later tokens",
             "a forward can get several tokens at once, and then the mask is needed",
             "mask the scores with and without a cache", (_form(mask=_everything),),
             at=r"if .*cache\b.* (is|==) None || " + _MASK),
@@ -328,7 +328,7 @@ MISTAKES = (
             + _MASK),
     ExerciseMistake("mask-one-too-far", 5, "triu(diagonal=S - T + 2)",
             "your mask is shifted by one: each new token also looks at the token after it",
-            "the diagonal is the token itself, the cell to its right is the next token",
+            "the cell on the diagonal is the token itself; the cell to its right is the next token",
             "triu(diagonal=S - T + 1) for the cells to hide, or tril(diagonal=S - T) for the cells "
             "to show",
             (_form(mask=_diagonal(1)),),
@@ -346,14 +346,14 @@ MISTAKES = (
             "show the columns of the stored tokens in every row", (_form(mask=_new_only),),
             at=r"\[.*\]\s*=(?!=)|zeros || " + _MASK),
     ExerciseMistake("mask-hides-new", 5, "only the stored tokens and the diagonal are open",
-            "your mask hides each new token from later new tokens",
+            "with your mask, a new token does not look at the new tokens before it",
             "the mask is causal among the new tokens, too",
             "shift the diagonal by S - T, the number of stored tokens", (_form(mask=_stored_only),),
             at=r"\[.*\]\s*=(?!=)|eye || " + _MASK),
     ExerciseMistake("another-diagonal", 5, "diagonal=T, or cache.length read after append",
             "your mask has its diagonal in the wrong place: it must be at S - T",
-            "after append, cache.length is S, the number of all tokens",
-            "shift the diagonal by S - T, the number of tokens stored before append", (
+            "query t is token S - T + t of the text; S counts the new tokens, too",
+            "shift the diagonal by S - T, the number of tokens before the new ones", (
                 _form(mask=_by(lambda T, S: T)), _form(mask=_by(lambda T, S: S - 1)),
                 _form(mask=_by(lambda T, S: T - S)),
                 *(_form(mask=_diagonal(n)) for n in (2, -2))), at=_MASK),

@@ -24,7 +24,7 @@ from gptcli.course.lesson import TOLERANCE, CheckFailed
 
 @dataclass
 class Seen:
-    """What forward returned for `count` tokens from position `start` on, or its CheckFailed."""
+    """What forward returned for `count` tokens from position `start` on, or why it failed."""
 
     start: int
     count: int
@@ -58,14 +58,14 @@ class Seen:
 def random(learner: CacheExplainer, call: Callable[[], Tensor | None]) -> CheckFailed | None:
     """The CheckFailed if the output of `call` depends on torch's random numbers; else None.
 
-    If it does, no output can be compared with that of another call."""
+    Such an output cannot be compared with the output of another call."""
     outputs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         outputs.append(call())
     one, same, other = outputs
     if one is None or same is None or other is None or not torch.equal(one, same):
-        return None  # the module keeps something between calls
+        return None  # forward fails, or the module keeps something between calls
     if one.shape != other.shape or not (difference := float((one - other).abs().max())) > 0:
         return None
     return learner.mistake(
@@ -74,9 +74,10 @@ def random(learner: CacheExplainer, call: Callable[[], Tensor | None]) -> CheckF
 
 
 def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -> CheckFailed:
-    """The CheckFailed for a known mistake that explains the outputs in `seen`.
+    """The CheckFailed for a known mistake that explains the wrong calls in `seen`.
 
-    If no known mistake explains them, the CheckFailed is for the first wrong step."""
+    If no known mistake explains them, the first wrong call decides. If this call failed, returns
+    its CheckFailed. If this call returned an output, returns "wrong-result" in step 5 or 6."""
     first = next(one for one in seen if not one.right)
     if first.trace is not None:
         learner.ran = first.trace.lines
@@ -88,13 +89,10 @@ def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -
                 wrong = next((one for one in tried if not one.right), first)
                 slug = mistake.slug
                 if slug == "cache-not-read" and _has_scores(wrong, wrong.count):
-                    # forward has scores for the stored keys: it reads the cache, but a mask hides
-                    # the stored tokens
+                    # forward has scores for the stored keys, so it reads the cache, but a mask
+                    # hides the stored tokens
                     slug = "mask-hides-stored"
-                return learner.mistake(
-                    slug, wrong.evidence(), within=lines,
-                    T=wrong.count, S=wrong.start + wrong.count,
-                )  # fmt: skip
+                return learner.mistake(slug, wrong.evidence(), within=lines, **_facts(wrong, text))
     for one in seen:
         found = _half_read(learner, one) or _square_mask(learner, one)
         if found is None and not one.right:
@@ -105,7 +103,7 @@ def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -
         return first.failed
     step = 6 if all(_mask_is_right(one, w, text) for one in seen if not one.right) else 5
     at = r"softmax|@ *v\b|reshape|view\(" if step == 6 else r"tri[ul]|mask|\binf\b|softmax"
-    # if the weights are right, the mistake comes after the softmax
+    # If the weights are right, the mistake comes after the softmax.
     softmax = learner.source.find("softmax", lines)
     if step == 6 and softmax is not None and any(_weights_right(o, w, text) for o in seen):
         after = {line for line in lines if line > softmax}
@@ -114,13 +112,21 @@ def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -
     return learner.failed_at(
         step,
         "wrong-result",
-        "your attention gives another result"
+        "your attention gives a wrong result"
         + (" without a cache" if first is seen[0] else " with the cache")
         + learner.source.quote(learner.source.find(at, lines))
         + first.evidence(),
         "take one new token after 6 stored ones: which keys does it look at, and with which "
         "weights?",
     )
+
+
+def _facts(one: Seen, text: Tensor) -> dict[str, Any]:
+    """What the messages about a call of forward mention.
+
+    A call that reads the whole text has no cache. All other calls read a piece of the text."""
+    when = "" if one.count == text.shape[1] else " with a cache"
+    return {"T": one.count, "S": one.start + one.count, "when": when}
 
 
 def _weights_right(one: Seen, w: Weights, text: Tensor) -> bool:
@@ -184,9 +190,11 @@ def _masked_wrongly(
             weights, _ = any_weights(w, text, one.start, one.count, **form.keywords)
             if one.trace.has(weights):
                 return learner.mistake(
-                    mistake.slug, one.evidence(), within=learner.forward_lines(),
-                    T=one.count, S=one.start + one.count,
-                )  # fmt: skip
+                    mistake.slug,
+                    one.evidence(),
+                    within=learner.forward_lines(),
+                    **_facts(one, text),
+                )
     return None
 
 
@@ -211,9 +219,11 @@ def half_written(
                     one = wrong[0]
                     new = f"{one.count} new token{'s' * (one.count > 1)} after {one.start}"
                     return learner.mistake(
-                        mistake.slug, f" ({new})", within=learner.forward_lines(),
-                        T=one.count, S=one.start + one.count,
-                    )  # fmt: skip
+                        mistake.slug,
+                        f" ({new})",
+                        within=learner.forward_lines(),
+                        **_facts(one, text),
+                    )
     return learner.failed_at(
         5,
         "not-implemented",

@@ -27,7 +27,9 @@ def probe_sizes(block_size: int = 64, dtype: torch.dtype = torch.float64) -> Cac
 
 
 def pieces_of(*counts: int) -> list[tuple[Tensor, Tensor]]:
-    """(keys, values), each (B, H, T, D), for each T in `counts`. No number occurs twice."""
+    """(keys, values), each (B, H, T, D), for each T in `counts`.
+
+    The tensors contain no number twice."""
     generator = torch.Generator().manual_seed(sum(counts))
 
     def draw(count: int) -> Tensor:
@@ -41,7 +43,7 @@ def _joined(pieces: list[tuple[Tensor, Tensor]], part: int, dim: int = 2) -> Ten
 
 
 def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
-    """The tensors in an object, also those in its lists and dicts."""
+    """The tensors in an object, also those in its lists, tuples, dicts and attributes."""
     if isinstance(value, Tensor):
         yield value.detach()
     elif depth < _MOST_NESTED:
@@ -76,7 +78,8 @@ def same(a: Any, b: Tensor) -> bool:
 def check_store(learner: LearnerCache) -> None:
     """Raise CheckFailed unless append stores the tokens and returns all of them.
 
-    Also raises CheckFailed if tokens change dtype or device, or if two caches share tokens."""
+    Also raises CheckFailed if append changes the dtype or device of tokens, or if two caches share
+    tokens."""
     cache = learner.new(probe_sizes())
     pieces = pieces_of(2, 2, 3, 1)
     unread: CheckFailed | None = None  # of step 2, if step 2 is not written yet
@@ -100,8 +103,12 @@ def check_store(learner: LearnerCache) -> None:
             raise
     total = sum(piece[0].shape[2] for piece in pieces)
     pair = pair_of(got) if unread is None else None
-    keys = pair[0] if pair is not None else next(iter(_stored(other)), first[0][0])
-    if keys.dim() == 4 and keys.shape[2] > 3 and _holds([keys], pieces[0][0]):
+    found = _stored(other) if pair is None else pair
+    if any(
+        one.dim() == 4 and one.shape[2] > 3 and _holds([one], earlier)
+        for one in found
+        for earlier in pieces[0]
+    ):
         raise learner.mistake("shared-between-caches", found=total)
     if unread is not None:
         raise unread
@@ -133,7 +140,8 @@ def _compare(
 ) -> CheckFailed | None:
     """The CheckFailed if `got`, which append returned, is wrong; None if `got` is right.
 
-    `seen` are all pieces that were appended so far."""
+    `seen` are all pieces that were appended so far. With `to_read`, step 2 is still to be written.
+    Then the tensors in the cache are judged, because append returned nothing."""
     wanted = (_joined(seen, 0), _joined(seen, 1))
     S, new = wanted[0].shape[2], seen[-1][0].shape[2]
     stored = _stored(cache)
@@ -160,17 +168,18 @@ def _compare(
                 "returns-nothing", got=kind_of(got), S=S, within=learner.lines("append")
             )
         return fault
-    if pair[0].dtype != torch.float64:
-        return _other_dtype(learner, pair[0], seen[-1][0], step=2 if holds else 1)
+    fault = _other_dtype(learner, pair, torch.float64, step=2 if holds else 1)
+    if fault is not None:
+        return fault
     if same(pair[0], wanted[0]) and same(pair[1], wanted[1]):
         return None
     return _name(learner, pair, seen, stored, 2 if holds else 1)
 
 
 def pair_of(got: Any) -> tuple[Tensor, Tensor] | None:
-    """The keys and the values in `got`, the result of append. None if it has another form.
+    """The keys and the values in `got`, the result of append, or None.
 
-    The result can be two tensors, or one tensor that stacks both: (2, B, H, S, D)."""
+    `got` must be two tensors, or one tensor that stacks both: (2, B, H, S, D)."""
     if isinstance(got, Tensor) and got.dim() == 5 and got.shape[0] == 2:
         return got[0], got[1]
     if isinstance(got, (tuple, list)) and len(got) == 2 and all(map(torch.is_tensor, got)):
@@ -222,7 +231,8 @@ def _name(
 ) -> CheckFailed:
     """The CheckFailed for `pair`, the wrong keys and values that the cache stored or returned.
 
-    If no known mistake gives `pair`, the CheckFailed is "wrong-result"."""
+    `step` is 2 if the cache stores all tokens, else 1. If no known mistake gives `pair`, the
+    CheckFailed is "wrong-result"."""
     wanted = (_joined(seen, 0), _joined(seen, 1))
     S, new = wanted[0].shape[2], seen[-1][0].shape[2]
     within = learner.lines("append")
@@ -285,10 +295,12 @@ def _name(
         return _misplaced(learner, pair, wanted, 1 if keys == "right" else 0, step)
     if keys == "right":
         return learner.mistake(
-            "values-not-stored", S=S, shape=tuple(pair[1].shape), within=within, step=step
+            "values-not-stored", S=S, shape=shape_in_words(pair[1]), within=within, step=step
         )
     if values == "right":
-        return learner.mistake("keys-not-stored", S=S, shape=shape, within=within, step=step)
+        return learner.mistake(
+            "keys-not-stored", S=S, shape=shape_in_words(pair[0]), within=within, step=step
+        )
     order = _tokens_in(pair, wanted)
     if order is not None and sorted(order) == list(range(S)):
         return learner.mistake("new-before-old", step=at_step, order=order, within=within)
@@ -305,9 +317,14 @@ def _name(
     return _wrong(
         learner, step,
         f"after {S} tokens your append {what} keys of shape {shape} and values of shape "
-        f"{tuple(pair[1].shape)} with other numbers than were appended; both need shape "
-        f"{tuple(wanted[0].shape)}",
+        f"{tuple(pair[1].shape)}, which are not those that were appended; both need "
+        f"shape {tuple(wanted[0].shape)}",
     )  # fmt: skip
+
+
+def shape_in_words(tensor: Tensor | None) -> str:
+    """How a message names the shape of a tensor, at the end of a sentence; "" for None."""
+    return "" if tensor is None else f" (shape {tuple(tensor.shape)})"
 
 
 def _misplaced(
@@ -347,7 +364,9 @@ def _tokens_in(pair: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> li
 
 
 def _in_order(stored: list[Tensor], keys: Tensor) -> bool:
-    """Whether two or more tensors in `stored` begin with a key, and are in the text's order."""
+    """Whether two or more tensors in `stored` begin with the key of a token.
+
+    The order of these tokens must be that of the text."""
     places = []
     for tensor in stored:
         flat = tensor.double().flatten()
@@ -369,15 +388,23 @@ def _check_dtype(learner: LearnerCache) -> None:
     cache = learner.new(probe_sizes(dtype=torch.bfloat16))
     for k, v in pieces_of(2, 1):
         got = pair_of(append(learner, cache, (k.bfloat16(), v.bfloat16())))
-        if got is not None and got[0].dtype != torch.bfloat16:
-            raise _other_dtype(learner, got[0], k.bfloat16(), step=1)
+        fault = None if got is None else _other_dtype(learner, got, torch.bfloat16, step=1)
+        if fault is not None:
+            raise fault
 
 
-def _other_dtype(learner: LearnerCache, got: Tensor, given: Tensor, step: int) -> CheckFailed:
-    names = (str(one.dtype).removeprefix("torch.") for one in (given, got))
-    return learner.mistake(
-        "other-dtype", step=step, within=learner.cache_lines, given=next(names), got=next(names)
-    )
+def _other_dtype(
+    learner: LearnerCache, pair: tuple[Tensor, Tensor], given: torch.dtype, step: int
+) -> CheckFailed | None:
+    """The CheckFailed if the keys or the values in `pair` have another dtype than `given`."""
+    for what, tensor in zip(("keys", "values"), pair, strict=True):
+        if tensor.dtype != given:
+            names = (str(one).removeprefix("torch.") for one in (given, tensor.dtype))
+            return learner.mistake(
+                "other-dtype", step=step, within=learner.cache_lines, what=what,
+                given=next(names), got=next(names),
+            )  # fmt: skip
+    return None
 
 
 class _Devices(TorchFunctionMode):
@@ -412,7 +439,7 @@ class _Devices(TorchFunctionMode):
         return out
 
     def _stays(self, tensors: Any) -> bool:
-        """Whether the list or tuple `tensors` has a tensor made on the CPU that was never moved."""
+        """Whether the list or tuple `tensors` has a tensor made on the CPU and never moved."""
         if not isinstance(tensors, (tuple, list)):
             return False
         return any(

@@ -22,7 +22,9 @@ from gptcli.course.sandbox.learner_file import in_words
 
 
 def check_length(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless `length` is the number of stored tokens."""
+    """Raise CheckFailed unless `length` is the number of stored tokens.
+
+    Sets `learner.length_is_right` if `length` is right after each append."""
     cache = learner.new(probe_sizes())
     own = learner.needs_cache()
     within = learner.lines("length")
@@ -79,7 +81,7 @@ def check_length(learner: LearnerCache) -> None:
 
 
 def check_window(learner: LearnerCache) -> None:
-    """Raise CheckFailed if `fits` is wrong, or if `clear` leaves tokens in the cache.
+    """Raise CheckFailed if `fits` is wrong, or if `clear` is missing or leaves tokens in the cache.
 
     Without `fits`, append must raise an error for more than block_size tokens."""
     own = learner.needs_cache()

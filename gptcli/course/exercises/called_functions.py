@@ -1,7 +1,7 @@
 """Find the helpers that a learner's lines call: functions, methods, lambdas and modules.
 
-The code does not run. The names are looked up in its syntax tree. A name that is defined twice
-stands for both definitions.
+The code does not run: the names are looked up in the syntax tree of the file. A name that is
+defined twice stands for both definitions.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Helpers:
         return found
 
     def names_used(self, lines: Collection[int], without: Collection[str] = ()) -> set[str]:
-        """The names of the file's functions that `lines` use, directly or through helpers."""
+        """The names of the file's functions and classes that `lines` use, also through helpers.
+
+        Includes names in `without`, but not what these functions use."""
         inside = {*lines, *self.of(lines, without)}
         return {name for line in inside for name in self._used.get(line, ()) if name in self._lines}
 
@@ -87,7 +89,7 @@ def _range(node: ast.AST) -> range:
 
 
 def _name_of(node: ast.AST) -> str:
-    """The last part of a name: `forward` for `self.act.forward`."""
+    """The last part of a name: `forward` for `self.act.forward`. "" if `node` is no name."""
     if isinstance(node, ast.Attribute):
         return node.attr
     return node.id if isinstance(node, ast.Name) else ""

@@ -16,7 +16,9 @@ _NAMES = {"float", "half", "bfloat16"}
 
 @contextmanager
 def single_precision() -> Iterator[None]:
-    """In this context new tensors are float32, PyTorch's default."""
+    """A context in which the default dtype is float32, as in PyTorch.
+
+    Around this context, the checks set the default dtype to float64."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -28,8 +30,8 @@ def single_precision() -> Iterator[None]:
 class DoublePrecision(TorchFunctionMode):
     """A context in which `.float()`, `dtype=torch.float32` and the like give float64.
 
-    It allows an exact comparison with code that computes in float32 on purpose. `replaced` tells
-    whether anything was replaced."""
+    So code that computes in float32 on purpose can be compared exactly. `replaced` tells whether
+    anything was replaced."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,13 +21,14 @@ _STEP = re.compile(r"\bstep\s*#?(\d+)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ExerciseMistake(Mistake):
-    """A known mistake that is recognised by its result.
+    """A known mistake of an exercise, with the wrong results that it gives.
 
     Each function in `forms` computes the result of code with this mistake, from the learner's
-    weights and input, or from the arguments of the step. Each function in `parts` computes the
-    wrong result of the mistake's step alone. So the mistake is recognised even if a later step is
-    wrong too. If a mistake has no `forms` and no `parts`, other code of the lesson finds it. `at`
-    is a pattern for the line to quote."""
+    weights and input, or from the arguments of the step. Each function in `parts` computes only the
+    wrong result of the mistake's step, not the final result. So the mistake is recognised even if a
+    later step is wrong too. If a mistake has no `forms` and no `parts`, other code of the lesson
+    finds it. `at` is a pattern for the line to quote; in the lesson on the cache, it can hold
+    several."""
 
     why: str  # hint 2
     hint: str  # hint 3
@@ -55,7 +56,10 @@ class Explainer:
         self.source.no_helpers = frozenset(self.functions_of_steps.values())
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
-        """The CheckFailed for an exception. It quotes the learner's line that raised `error`."""
+        """The CheckFailed for an exception. Quotes the learner's line that raised `error`, if any.
+
+        `doing` says what the check did. If `error` is a NotImplementedError that names a step after
+        `step`, the CheckFailed says that `step` is missing or wrong."""
         place = place_of(error, self.file.path)
         where = f"{self._at(place[0])}, `{place[1]}`" if place else doing
         known = self.steps[step - 1]
@@ -79,7 +83,9 @@ class Explainer:
         look, advice = _advice_on(error)
         return CheckFailed(
             "raises",
-            f"{doing} stops in step {step}, {known.name}, at {where}: {in_words(error)}",
+            f"{doing} stops in step {step}, {known.name}"
+            + (f", at {where}: " if place else ": ")
+            + in_words(error),
             (
                 f"{look} (look at {self._at(place[0])})" if place else look,
                 f"{advice}; step {step}: {known.tell}",
@@ -89,7 +95,9 @@ class Explainer:
         )
 
     def failed_at(self, step: int, slug: str, message: str, first_hint: str = "") -> CheckFailed:
-        """The CheckFailed for an unknown mistake. `first_hint` replaces the step's first hint."""
+        """The CheckFailed for a fault that is not in `mistakes`, with the hints of its step.
+
+        `first_hint` replaces the first of these hints."""
         known = self.steps[step - 1]
         hints = (first_hint or known.ask, known.tell, known.show)
         return CheckFailed(slug, message, hints, step)
@@ -126,8 +134,10 @@ class Explainer:
     ) -> CheckFailed:
         """The CheckFailed for the mistake `slug`. `facts` fill the placeholders in its message.
 
-        `step` replaces the mistake's step. The message quotes `line`, or else the first line of
-        `within` that matches the mistake's pattern."""
+        `step` replaces the mistake's step, and `evidence` is added to the message. The message
+        quotes `line`. If `line` is None, it quotes the first line of `within` that matches the
+        mistake's pattern. If `within` is None, `mistake` searches the step's function, or the
+        complete file if `functions` has no function for the step."""
         mistake = next(m for m in self.mistakes if m.slug == slug)
         step = step or mistake.step
         if line is None:
@@ -163,7 +173,7 @@ class Source:
                 self._docstrings.update(_lines(node))
 
     def quote(self, line: int | None) -> str:
-        """How a message quotes a line: ", at line 12 of FILE, `code`". "" if no line exists."""
+        """How a message quotes a line: ", at line 12 of FILE, `code`". "" without such a line."""
         if line is None or not 0 < line <= len(self._lines):
             return ""
         code = without_comment(self._lines[line - 1].strip())
@@ -173,8 +183,8 @@ class Source:
         """The numbers of the lines of code that match `pattern`.
 
         Comments and docstrings do not count. Lines that begin with `def` or `class` count only if
-        the pattern contains "def". If no line of `within` matches, searches the helpers that these
-        lines call. It never searches the helpers for `return`."""
+        the pattern contains "def". If no line of `within` matches, searches the helpers that the
+        lines of `within` call, but never for a `return`."""
         own = self._matches(pattern, within)
         if own or within is None or pattern in _RETURNS:
             return own
@@ -208,7 +218,9 @@ class Source:
         return found
 
     def class_lines(self, name: str, *, constructor: bool) -> set[int]:
-        """The lines of class `name` inside its constructor, or outside it if not `constructor`."""
+        """The lines of the constructor of class `name`.
+
+        If not `constructor`, returns the other lines of the class instead."""
         found: set[int] = set()
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ClassDef) and node.name == name:
@@ -227,7 +239,7 @@ class Source:
         return [n.name for n in ast.walk(self.tree) if isinstance(n, ast.FunctionDef)]
 
     def step_named_at(self, line: int) -> int | None:
-        """The number N in the last comment `# Step N` up to `line` in its function, or None."""
+        """N of the last comment `# Step N` up to `line` in the function of this line, or None."""
         inside = [
             node
             for node in ast.walk(self.tree)
@@ -239,6 +251,13 @@ class Source:
             if (found := _STEP.search(comment)) is not None:
                 return int(found[1])
         return None
+
+
+def apart(got: float, wanted: float, digits: int = 4) -> tuple[str, str]:
+    """Two different numbers as texts that differ, of at least `digits` significant digits."""
+    while digits < 17 and f"{got:.{digits}g}" == f"{wanted:.{digits}g}":
+        digits += 1
+    return f"{got:.{digits}g}", f"{wanted:.{digits}g}"
 
 
 def step_named_in(error: BaseException) -> int | None:
@@ -253,7 +272,7 @@ def _lines(node: ast.AST) -> range:
 
 
 def _advice_on(error: BaseException) -> tuple[str, str]:
-    """(question, advice) for an exception, chosen by its kind."""
+    """(question, advice) for an exception, chosen by its type and its text."""
     text = str(error)
     if isinstance(error, SystemExit):
         return "does your code have to end the program?", "leave out exit(), quit() and sys.exit()"

@@ -1,7 +1,8 @@
 """The lesson on layer normalisation: its four steps and its bank of known mistakes.
 
-Dimensions: B batch, T time, C channels (n_embd). The functions in `forms` of MISTAKES take w and x.
-w.g is the learner's gain (C,), w.b is the bias (C,) or None, and x (B, T, C) is the input.
+Dimensions: B batch, T time, C channels (n_embd). The functions in `forms` and `parts` of MISTAKES
+take w and x. w.g is the learner's gain (C,), w.b is the bias (C,) or None, and x (B, T, C) is the
+input.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.course.exercises.explainer import ExerciseMistake
+from gptcli.course.exercises.explainer import ExerciseMistake, apart
 from gptcli.course.exercises.learner_module import (
     LearnerModule,
     ModuleLesson,
@@ -203,7 +204,7 @@ MISTAKES = (
             "subtract the mean from x first, then square and divide",
             _scaled(lambda x, m, v: x / torch.sqrt(mean(x * x) + EPS)), at=r"\*\*\s*2|pow|mean\("),
     ExerciseMistake("unbiased-variance", 2, "x.var(dim=-1) or x.std(dim=-1)",
-            "you divide the squares by C - 1 = {C1}, not by C = {C}",
+            "you divide the sum of the squares by C - 1 = {C1}, not by C = {C}",
             "var() and std() estimate from a sample by default; here you have all channels",
             "pass unbiased=False (or correction=0)",
             _scaled(lambda x, m, v: (x - m) / torch.sqrt(_unbiased(x) + EPS))
@@ -339,7 +340,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Yield faults of the constructor: wrong initial values, or a bias that ignores config.bias."""
+    """Yield faults of the constructor: no gain, wrong initial values, or config.bias ignored."""
     for size in SIZES[:2]:
         w = weights(learner, module := learner.construct(size), size)
         lines = learner.constructor
@@ -351,7 +352,7 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
             have = f"{have} (its parameters: {names})"
             yield learner.mistake("bias-ignored", within=lines, bias=size.bias, have=have)
         if not bool((w.g == 1).all()):
-            value = f"{float(w.g[w.g != 1][0].detach()):.3g}"
+            value = apart(float(w.g[w.g != 1][0].detach()), 1.0, 3)[0]
             yield learner.mistake("gain-not-ones", within=lines, value=value)
         if w.b is not None and bool(w.b.any()):
             value = f"{float(w.b[w.b != 0][0].detach()):.3g}"
@@ -359,9 +360,9 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """Random tokens of many scales, because eps matters only for tokens with small numbers.
+    """Random tokens of many scales, because eps matters only for tokens of small variance.
 
-    With seed 2, the channels of one token are all equal."""
+    If the seed of `size` is 2, the channels of one token are all equal."""
     shape = (size.B, size.T, size.C)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     scale = 10.0 ** torch.linspace(-3, 1, size.B * size.T, dtype=torch.float64)

@@ -45,7 +45,7 @@ class LearnerFunctions(Explainer):
             have = ", ".join(f"`{name}`" for name in own)
             raise GptcliError(
                 f"{file.name}: there is no def `{functions[0]}`"
-                + (f"; it has {have}" * bool(have)),
+                + (f"; the file has {have}" * bool(have)),
                 f"the exercise has {_COUNTS[len(functions)]} functions: {', '.join(functions)}",
             )
 
@@ -70,8 +70,9 @@ class LearnerFunctions(Explainer):
             raise self.stopped(error, self.names[step - 1], named) from error
 
     def number(self, step: int, *arguments: Any) -> float:
-        """The number that the learner's function for `step` returns. Any other result raises
-        CheckFailed."""
+        """The number that the learner's function for `step` returns.
+
+        Raises CheckFailed if the function stops, or if it returns anything else."""
         value = self.ask(step, *arguments)
         try:
             return float(value.detach() if isinstance(value, Tensor) else value)
@@ -85,7 +86,7 @@ class LearnerFunctions(Explainer):
             ) from None
 
     def quoted(self, step: int, pattern: str = r"\breturn\b") -> str:
-        """Quotes the last line that matches `pattern` in the learner's function for `step`.
+        """The quote of the last line of the function for `step` that matches `pattern`.
 
         If no line matches, returns the quote of the function's `def`."""
         lines = self.source.lines_of(self.names[step - 1])
@@ -105,7 +106,7 @@ class LearnerFunctions(Explainer):
         return self.failed_at(
             step,
             "wrong-result",
-            f"`{self.names[step - 1]}` gives another result{quote} ({evidence})",
+            f"`{self.names[step - 1]}` gives a wrong result{quote} ({evidence})",
             "which result do you get by hand for these arguments?",
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gptcli.course.attention.cases import fill_parameters
 from gptcli.course.attention.conventions.settings import LearnerConfig
 from gptcli.course.exercises.building import build
-from gptcli.course.exercises.explainer import ExerciseMistake, Explainer, step_named_in
+from gptcli.course.exercises.explainer import ExerciseMistake, Explainer, apart, step_named_in
 from gptcli.course.exercises.tensor_trace import Healed, TensorTrace
 from gptcli.course.exercises.training_calls import compare_calls, mistakes_of_calls
 from gptcli.course.lesson import TOLERANCE, CheckFailed, Lesson, Say, Step
@@ -31,8 +31,7 @@ from gptcli.errors import GptcliError
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of one comparison. In each Size of a lesson, B, T and C are three
-    different numbers."""
+    """The sizes of one comparison. In each Size that a lesson lists, B, T and C are different."""
 
     B: int
     T: int
@@ -198,8 +197,8 @@ class LearnerModule(Explainer):
     def run(self, module: nn.Module, weights: Any, x: Tensor, trace: TensorTrace) -> Tensor:
         """Return module(x), with the shape and dtype of x. Record its operations in `trace`.
 
-        Raises CheckFailed, at the first wrong or missing step, if forward stops or returns anything
-        else."""
+        Raises CheckFailed, at the first wrong or missing step, if forward stops, or if its result
+        is not a tensor with the shape and dtype of x."""
         doing = f"forward on x of shape {tuple(x.shape)}"
         self.say(f"step 1: {doing}")
         before = x.detach().clone()
@@ -226,7 +225,7 @@ class LearnerModule(Explainer):
             written = [number for number in written if number in self.methods]
             if slug == "returns-nothing" and line is None and written:
                 line = written[-1]
-                message += f": it has no return after{self.source.quote(line)[4:]}"
+                message += f": forward has no return after{self.source.quote(line)[4:]}"
             else:
                 message += self.source.quote(line)
             raise self._earlier_mistake(trace, weights, before, step) or self.failed_at(
@@ -240,7 +239,8 @@ class LearnerModule(Explainer):
     ) -> CheckFailed:
         """The CheckFailed for a forward that does not end. It quotes the line that ran last.
 
-        A step counts as done if the trace has its result, or a part of it, such as one token's."""
+        A step counts as done if the trace has its result, or a part of this result. A part can be,
+        for example, the result for one token."""
         with torch.no_grad():
             marks = self.landmarks(weights, x)
         done = [
@@ -345,8 +345,8 @@ class LearnerModule(Explainer):
     ) -> CheckFailed | None:
         """The CheckFailed if a step before `unwritten` is wrong; None if all these steps are right.
 
-        The result of the step right before `unwritten` counts only if a variable holds it when the
-        code stops."""
+        The result of step `unwritten` - 1 counts only if a variable holds it when the code
+        stops."""
         with torch.no_grad():
             marks = self.landmarks(weights, x)
         later = "; later steps are still to be written"
@@ -448,12 +448,12 @@ class LearnerModule(Explainer):
     def mistake_in_forward(
         self, slug: str, evidence: str = "", suspect: int | None = None, **facts: Any
     ) -> CheckFailed:
-        """The CheckFailed for the known mistake `slug`. It quotes the line that probably causes it.
+        """The CheckFailed for the known mistake `slug`. It quotes the line that is probably wrong.
 
-        This line matches the mistake's pattern. The line `suspect` comes first if it matches, then
-        the first matching line of the methods. If no line of the methods matches, or only `return`
-        lines do, the first matching line of the constructor is quoted. If no line matches at all,
-        `suspect` is quoted. For mistakes in _OF_CONSTRUCTOR, the constructor is searched first. In
+        It quotes `suspect` if this line is in a method and matches the mistake's pattern, else the
+        first matching line of the methods. If no line of the methods matches, or only `return`
+        lines do, it quotes the first matching line of the constructor. If no line matches at all,
+        it quotes `suspect`. For mistakes in _OF_CONSTRUCTOR, the constructor is searched first. In
         the lesson on the block, and for mistakes in _OF_PLACE, the constructor is never searched.
         """
         pattern = next(m for m in self.mistakes if m.slug == slug).at
@@ -504,8 +504,8 @@ class LearnerModule(Explainer):
 class Run:
     """One forward of a learner's module, with the results of the reference.
 
-    `landmarks` are the correct results of the steps, up to the first that the reference could not
-    compute."""
+    `landmarks` are the correct results of the steps before the first step that the reference could
+    not compute."""
 
     size: Size
     module: nn.Module
@@ -518,12 +518,14 @@ class Run:
 
     @property
     def wanted(self) -> Tensor | None:
-        """The correct output, or None if the reference could not compute it."""
+        """The first tensor in the last entry of `landmarks`; None if `landmarks` is empty.
+
+        This is the correct output if `landmarks` has all steps."""
         return self.landmarks[-1][0] if self.landmarks else None
 
     @property
     def right(self) -> bool:
-        """Whether the output is right."""
+        """Whether the output equals `wanted`."""
         return self.wanted is not None and close(self.y, self.wanted)
 
 
@@ -575,7 +577,7 @@ def _run(learner: LearnerModule, size: Size) -> Run:
             )
         )
     elif not close(noisy[0], y):
-        # Code with randomness, such as a dropout of 1.0, can give equal outputs in two calls.
+        # `quiet` left out a dropout that acts alike in both calls, such as one of rate 1.0.
         y = noisy[0]
     if trace.changed is not None or not torch.equal(given, x):
         changed = trace.changed
@@ -608,9 +610,8 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
         _, T, C = y.shape
         token = (most // (T * C), most // C % T, most % C)  # unravel_index imports sympy
         where = ", ".join(map(str, token))
-        evidence = (
-            f" (output[{where}] is {float(y[token]):.4g}, expected {float(wanted[token]):.4g})"
-        )
+        mine, right = apart(float(y[token]), float(wanted[token]))
+        evidence = f" (output[{where}] is {mine}, expected {right})"
     facts = learner.facts(run.x)
     step = min(_first_wrong_step(learner, each) for each in bad)
     marks = run.landmarks
@@ -638,8 +639,8 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
             quote = learner.source.quote(line if line is not None else suspect)
             return CheckFailed(
                 "precision",
-                f"your output differs by up to {difference:.1e}: that looks like float32 rounding, "
-                f"but x is float64{quote}{evidence}",
+                f"your output is wrong by up to {difference:.1e}: this looks like rounding to "
+                f"float32, but x is float64{quote}{evidence}",
                 (
                     "does every tensor have the dtype of x?",
                     "some line converts to float32, or rounds a constant",
@@ -684,14 +685,16 @@ def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
     mine, right = (float(t.flatten()[0]) for t in (results[-1], wanted))
     if mine == right:
         return ""
-    return f" (number [{at}] of this line's result is {mine:.4g}, expected {right:.4g})"
+    got, expected = apart(mine, right)
+    return f" (number [{at}] of this line's result is {got}, expected {expected})"
 
 
 def _at_step_of_line(learner: LearnerModule, run: Run, failed: CheckFailed) -> CheckFailed:
-    """Move `failed` to the step whose comment is above the line that `failed` quotes.
+    """`failed`, moved to step N if it quotes a line under the comment `# Step N`.
 
-    Does this only if all earlier steps are right. For example, step 1 is right and computes the
-    norm of x. Then `self.attn(x)` under `# Step 2` is a mistake of step 2."""
+    Moves it only to a later step, and only if its own step and all steps from there to N - 1 are
+    right. For example, step 1 is right and computes the norm of x. Then `self.attn(x)` under
+    `# Step 2` is a mistake of step 2."""
     quoted = re.search(r"\bat line (\d+) of ", str(failed))
     step = None if quoted is None else learner.source.step_named_at(int(quoted[1]))
     if step is None or not _step(failed) < step <= len(run.landmarks):
@@ -775,7 +778,7 @@ def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFaile
             return []
 
     def wrong(found: list[Tensor | None]) -> str | None:
-        """The name of the first tensor whose gradient is missing or wrong."""
+        """The name of the first tensor whose gradient is missing or wrong, or None."""
         for name, mine, right in zip(["x", *names], found, wanted, strict=True):
             if mine is None and right is not None and bool(right.abs().max() > TOLERANCE):
                 return name
@@ -822,8 +825,9 @@ def close(a: Tensor, b: Tensor) -> bool:
 def general_mistakes(step: int, *, dropout_step: int | None = None) -> tuple[ExerciseMistake, ...]:
     """The mistakes that any module can have, such as a forward that changes its input x.
 
-    Mistakes with dropout are in step number `dropout_step`, if it is given. All others are in step
-    number `step`."""
+    Mistakes with dropout are in step number `dropout_step`, all others in step number `step`.
+    Without `dropout_step`, dropout in evaluation is in step number `step` too, and the mistakes
+    with dropout in training are left out."""
     return (
         ExerciseMistake(
             "input-changed",

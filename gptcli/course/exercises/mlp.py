@@ -1,8 +1,8 @@
 """The lesson on the feed-forward network (MLP): its four steps and its bank of known mistakes.
 
-Dimensions: B batch, T time, C channels (n_embd), F = 4C. The functions in `forms` of MISTAKES take
-w and x. w.up is the learner's first layer, (B, T, C) -> (B, T, F), w.down is the second layer, and
-x is the input.
+Dimensions: B batch, T time, C channels (n_embd), F = 4C. The functions in `forms` and `parts` of
+MISTAKES take w and x. w.up is the learner's first layer, (B, T, C) -> (B, T, F), w.down is the
+second layer, w.p is config.dropout, and x is the input.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcli.course.exercises.explainer import ExerciseMistake
+from gptcli.course.exercises.explainer import ExerciseMistake, apart
 from gptcli.course.exercises.learner_module import (
     LearnerModule,
     ModuleLesson,
@@ -158,16 +158,16 @@ MISTAKES = (
             "apply GELU to the output of the first layer", _activation(lambda a: a),
             at=r"c_(proj|fc)\("),
     ExerciseMistake("sigmoid", 2, "torch.sigmoid(x)", "your {C4} channels go through a sigmoid",
-            "a sigmoid saturates on both sides; GELU is nearly x for large x", "replace it by GELU",
-            _activation(torch.sigmoid), at=r"(?i)sigmoid",
+            "a sigmoid saturates on both sides; GELU is nearly x for large x",
+            "replace the sigmoid by GELU", _activation(torch.sigmoid), at=r"(?i)sigmoid",
             parts=(lambda w, x: torch.sigmoid(w.up(x)),)),
     ExerciseMistake("tanh", 2, "torch.tanh(x)", "your {C4} channels go through tanh",
-            "tanh saturates on both sides; GELU is nearly x for large x", "replace it by GELU",
-            _activation(torch.tanh), at=r"(?i)tanh",
+            "tanh saturates on both sides; GELU is nearly x for large x",
+            "replace tanh by GELU", _activation(torch.tanh), at=r"(?i)tanh",
             parts=(lambda w, x: torch.tanh(w.up(x)),)),
     ExerciseMistake("leaky-relu", 2,
             "F.leaky_relu(x)", "your {C4} channels go through a leaky ReLU or ELU",
-            "GELU is smooth, and nearly 0 for very negative x", "replace it by GELU",
+            "GELU is smooth, and nearly 0 for very negative x", "use GELU instead",
             (*_activation(F.leaky_relu), *_activation(F.elu),
              *_activation(lambda a: F.leaky_relu(a, 0.1))),
             at=r"(?i)relu|elu"),
@@ -178,7 +178,8 @@ MISTAKES = (
             at=r"(?i)gelu"),
     ExerciseMistake("gelu-without-x", 2, "0.5 * (1 + torch.erf(x / sqrt(2)))",
             "you turn your {C4} channels into probabilities, but do not multiply these by x",
-            "GELU is x times that probability", "multiply by x", _activation(phi), at=r"erf"),
+            "GELU is x times the probability that a standard normal number is below x",
+            "multiply by x", _activation(phi), at=r"erf"),
     ExerciseMistake("gelu-without-root", 2, "x * 0.5 * (1 + torch.erf(x))",
             "you take erf of the {C4} channels without dividing them by the square root of 2",
             "the normal distribution needs erf(x / sqrt(2))",
@@ -229,13 +230,13 @@ MISTAKES = (
             at=DROPOUT_LINE),
     ExerciseMistake("dropout-not-scaled", 4, "y * mask without / (1 - p)",
             "in training, with config.dropout = {p}, your forward multiplies the kept values by "
-            "{factor:.3g}, expected 1 / (1 - {p}) = {wanted:.3g}",
+            "{factor}, expected 1 / (1 - {p}) = {wanted}",
             "the mean of a channel must be the same in training and in evaluation",
             "divide the kept values by 1 - config.dropout, or use nn.Dropout",
             at=DROPOUT_LINE),
-    ExerciseMistake("dropout-in-groups", 4, "one random number per token, or per channel",
-            "in training, with config.dropout = {p}, your forward drops whole {groups}, not single "
-            "numbers", "each number is kept or dropped by itself",
+    ExerciseMistake("dropout-in-groups", 4, "one random number per token, or one mask for a batch",
+            "in training, with config.dropout = {p}, your forward drops {groups}, instead of "
+            "single numbers", "dropout keeps or drops each number independently of all others",
             "draw a random number for each number of the output, or use nn.Dropout",
             at=DROPOUT_LINE),
     ExerciseMistake("dropout-elsewhere", 4, "self.dropout(x), or dropout before GELU",
@@ -252,8 +253,8 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """The two layers, found by the shapes of their matrices.
 
     A matrix that is not in an nn.Linear can also be transposed. `down` is None if no second layer
-    has the correct shape; `start` reports this fault. Raises CheckFailed unless the first layer is
-    right."""
+    has the correct shape; `start` reports this fault. Raises CheckFailed if the module has no
+    matrix or more than two, or if the first matrix has a wrong shape."""
     C, C4 = size.C, 4 * size.C
     found = list(module.named_parameters())
     matrices = [(n, p) for n, p in found if p.dim() == 2]
@@ -350,6 +351,12 @@ def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
             yield "dropout", found
 
 
+def _scale_facts(p: float, factor: Tensor) -> dict[str, Any]:
+    """The facts for a message about dropout with rate `p`, which multiplies by `factor`."""
+    mine, wanted = apart(float(factor.mean()), 1 / (1 - p), 3)
+    return {"p": p, "factor": mine, "wanted": wanted}
+
+
 def _dropout(learner: LearnerModule, p: float) -> CheckFailed | str | None:
     """The CheckFailed for wrong dropout at rate `p`, a note on where dropout acts, or None."""
     size = Size(4, 32, 32, dropout=p, seed=5)
@@ -374,8 +381,7 @@ def _dropout(learner: LearnerModule, p: float) -> CheckFailed | str | None:
     if not bool(((y == 0) & (after.abs() > 1e-9)).any()):
         factor = y / after
         if p > 0 and float(factor.std()) < 1e-9:
-            facts: dict[str, Any] = {"p": p, "factor": float(factor.mean()), "wanted": 1 / (1 - p)}
-            return learner.mistake_in_forward("dropout-not-scaled", **facts)
+            return learner.mistake_in_forward("dropout-not-scaled", **_scale_facts(p, factor))
         return learner.mistake_in_forward("dropout-elsewhere", p=p)
     wrong = _wrong_dropout(learner, p, y, after)
     if wrong is None and inside is not None:
@@ -400,12 +406,14 @@ def _dropped(trace: TensorTrace, whole: Tensor) -> Tensor | None:
 def _wrong_dropout(
     learner: LearnerModule, p: float, y: Tensor, wanted: Tensor
 ) -> CheckFailed | None:
-    """The CheckFailed for wrong dropout, which made `y` from `wanted`; None if it is correct.
+    """The CheckFailed for a dropout that made `y` from `wanted`; None if the dropout is correct.
 
-    The rate of the dropout should be `p`."""
+    A correct dropout has the rate `p`."""
     zero = y == 0
     rate = float(zero[wanted != 0].double().mean())
-    for dim, groups in ((-1, "tokens"), (0, "channels of all sequences"), (1, "channels")):
+    for dim, groups in (
+        (-1, "whole tokens"), (0, "the same numbers in all sequences"), (1, "whole channels")
+    ):  # fmt: skip
         share = zero.double().mean(dim=dim)
         if 0 < rate < 1 and bool(((share == 0) | (share == 1)).all()):
             return learner.mistake_in_forward("dropout-in-groups", p=p, groups=groups)
@@ -416,8 +424,7 @@ def _wrong_dropout(
     if float(factor.std()) > 1e-9:
         return learner.mistake_in_forward("dropout-elsewhere", p=p)
     if abs(float(factor.mean()) - 1 / (1 - p)) > 1e-6:
-        facts: dict[str, Any] = {"p": p, "factor": float(factor.mean()), "wanted": 1 / (1 - p)}
-        return learner.mistake_in_forward("dropout-not-scaled", **facts)
+        return learner.mistake_in_forward("dropout-not-scaled", **_scale_facts(p, factor))
     return None
 
 

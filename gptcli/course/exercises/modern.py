@@ -1,6 +1,6 @@
 """The reference of the exercise modern: RMSNorm, rotary positions (RoPE), grouped-query attention.
 
-Dimensions: B batch, T time, C channels (n_embd), H query heads, K key/value heads, D head_dim.
+Dimensions: B batch, T time, C channels (n_embd), H query heads, D head_dim.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ EPS = 1e-6
 class RMSNorm(nn.Module):
     """Divide each token by the root mean square of its channels, then apply a gain.
 
-    (B, T, C) -> (B, T, C). Source: Zhang and Sennrich 2019, equation 4; eps is Qwen3's."""
+    (B, T, C) -> (B, T, C). EPS is added to the mean of the squares. Source: Zhang and
+    Sennrich 2019, equation 4; EPS is Qwen3's."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -51,7 +52,8 @@ def frequencies(head_dim: int) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x with each pair (x[i], x[i + D/2]) rotated by its angle: (..., T, D) -> (..., T, D).
 
-    The angle depends on the position and on i. cos and sin are those of rotary_angles."""
+    The angle depends on the position and on i. cos and sin (T, D/2) are the rows of rotary_angles
+    for the T positions."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.to(x), sin.to(x)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -102,7 +104,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def future(scores: Tensor) -> Tensor:
-    """The causal mask as a term to add to the scores: -inf for later keys, else 0."""
+    """The causal mask (T, T), to be added to the scores: -inf for later keys, else 0."""
     return torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype).triu(1)
 
 

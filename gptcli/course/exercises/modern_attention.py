@@ -2,9 +2,9 @@
 known mistakes.
 
 Dimensions: B batch, T time, C channels (n_embd), H query heads, K key/value heads, D head_dim, G
-query heads for each key/value head (H / K). The functions in `forms` of MISTAKES take w and x. w
-holds the learner's projections w.q, w.k, w.v and w.o, each (weight, bias or None), and the sizes
-w.H and w.K.
+query heads for each key/value head (H / K). The functions in `forms` and `parts` of MISTAKES take
+w and x. w holds the learner's projections w.q, w.k, w.v and w.o, each (weight, bias or None), the
+sizes w.H, w.K and w.D, and w.norm, the learner's QKNorm or None.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Heads = tuple[Tensor, Tensor, Tensor]
 def heads(w: Weights, x: Tensor) -> Heads:
     """Queries (B, H, T, D), keys and values (B, K, T, D), before the rotation.
 
-    If the learner's code normalises queries and keys, w.norm does the same here."""
+    If the learner's code normalises queries or keys, w.norm normalises them here, too."""
     D = w.q[0].shape[0] // w.H
     q, k, v = (modern.split(F.linear(x, *layer), D) for layer in (w.q, w.k, w.v))
     norm: QKNorm | None = w.norm
@@ -75,15 +75,17 @@ def attention(
     weigh: Callable[[Tensor, Tensor, Tensor], Tensor] = modern.attend,
     merge: Callable[[Weights, Tensor], Tensor] = _merge,
 ) -> Tensor:
-    """Grouped-query attention. Keyword arguments replace its parts, to imitate known mistakes."""
+    """The output (B, T, C) of grouped-query attention.
+
+    Each keyword argument replaces a part of the computation, to imitate known mistakes."""
     q, k, v = turn(*make(w, x))
     k, v = share(k, v, w.H // w.K)
     return merge(w, weigh(q, k, v))
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """Yield one list per step, with the tensors that correct code can compute in this step."""
-    yield from ([], [], [])  # RMSNorm and the two functions are checked before the attention
+    """Yield one list of tensors per step. If the trace has one of them, the step is done."""
+    yield from ([], [], [])  # steps 1 to 3 are checked before the attention
     q, k, v = _turn(*heads(w, x))
     yield [k]
     k, v = _share(k, v, w.H // w.K)
@@ -101,9 +103,9 @@ def _seen_after_groups(q: Tensor, k: Tensor, mixed: Tensor) -> list[Tensor]:
 
 
 def unseen(trace: TensorTrace, w: Weights, x: Tensor) -> int | None:
-    """The first of the steps 4 to 6 whose result is not in the trace; 6 if all results are there.
+    """The first of steps 4 and 5 whose result is not in the trace; 6 if both results are there.
 
-    Returns 4 if the code also rotates the values."""
+    Returns 4 also if the code rotates the values, or if its heads have wrong sizes."""
     q, k, v = heads(w, x)
     try:
         q, k, v = _turn(q, k, v)
@@ -121,9 +123,9 @@ def unseen(trace: TensorTrace, w: Weights, x: Tensor) -> int | None:
 
 
 def shown(trace: TensorTrace, w: Weights, x: Tensor) -> str | None:
-    """The slug of the known mistake that the trace shows, or None.
+    """The slug of one of three mistakes of steps 4 and 5, if the trace shows the mistake, or None.
 
-    A wrong later step does not hide the mistake."""
+    The trace shows these three mistakes even if a later step is wrong, too."""
     _, k, v = _turn(*heads(w, x))
     if trace.has(turned(v)):
         return "values-rotated"
@@ -151,9 +153,9 @@ def _lacks_values(trace: TensorTrace, q: Tensor, k: Tensor, v: Tensor, group: in
 
 
 def _shared_wrongly(trace: TensorTrace, part: Tensor, wide: Tensor) -> bool:
-    """Whether forward repeats the heads of `part`, as `wide` does, but in another order.
+    """Whether forward repeats the heads of `part`, but not in the order of `wide`.
 
-    `part` is (B, K, T, D), and `wide` is (B, H, T, D)."""
+    `part` is (B, K, T, D). `wide` is (B, H, T, D), the correct repetition. False if K is 1 or H."""
     if part.shape[1] in (1, wide.shape[1]) or _holds(trace, wide):
         return False
     return any(
@@ -167,7 +169,10 @@ def _shared_wrongly(trace: TensorTrace, part: Tensor, wide: Tensor) -> bool:
 
 
 def seen(trace: TensorTrace, w: Weights, x: Tensor, step: int) -> bool:
-    """Whether the trace has all results of the step. In step 5, code can repeat k, but not v."""
+    """Whether the trace has all results of `step`.
+
+    The caller has found in the trace a tensor that `steps` yields for `step`. After that, only
+    step 5 can lack a result: code that repeats k can forget to repeat v."""
     if step != 5:
         return True
     q, k, v = _turn(*heads(w, x))
@@ -283,29 +288,30 @@ _MASK = r"tril|triu|mask|causal|inf"
 # fmt: off
 MISTAKES = (
     ExerciseMistake("missing-projection", 4, "a constructor without query, key, value or c_proj",
-            "your attention has no {what} projection of {shape} (or none with a known name); it "
-            "has {have}",
+            "your attention has no {what} projection with a weight of shape {shape}, or none with "
+            "a known name; it has {have}",
             "the names are query, key, value and c_proj, as in weeks 1 and 2",
             "make four nn.Linear: query, key, value and c_proj", at=r"Linear|Parameter"),
     ExerciseMistake("no-start", 4, "forward(self, x)",
             "your forward does not take the position of the first token: forward{signature}",
-            "a model that writes text computes only the new token, whose position is not 0",
+            "a model that generates text with a cache reads only the new token, whose position is "
+            "not 0",
             "write `def forward(self, x, start=0):`", at=r"def forward"),
     ExerciseMistake("start-ignored", 4, "cos[:T] with every start",
-            "with start = {start} you still rotate as if the first token had position {seen}",
+            "with start = {start} you rotate as if the first token had position {seen}",
             "the output is right here, because only distances count; with older keys from a cache "
-            "it would be wrong", "take the rows cos[start : start + T]", at=_ROTATION),
+            "the output would be wrong", "take the rows cos[start : start + T]", at=_ROTATION),
     ExerciseMistake("start-of-one", 4, "rows from start for q, but from 0 for k",
             "with start = {start} your output changes by {difference}: queries and keys do not "
             "begin at the same position", "only distances count, so the output must stay the same",
             "take the rows cos[start : start + T] for q and for k", at=_ROTATION),
     ExerciseMistake("start-stops", 4, "tables of T rows for every start",
-            "with start = {start} and {T} tokens your forward stops: {error}",
+            "with start = {start} and {T} tokens your forward {problem}",
             "the last token has position start + T - 1", "make tables for start + T positions",
             at=_ROTATION),
     ExerciseMistake("values-rotated", 4, "v = rotate(v, cos, sin)",
             "you rotate the values too: the output depends on absolute positions",
-            "positions decide which tokens a query looks at; the values must not depend on them",
+            "positions decide which tokens a query looks at; values must not depend on positions",
             "rotate only q and k",
             _turning(lambda q, k, v: (turned(q), turned(k), turned(v))),
             r"\bv\w*\s*=.*rotate\(|rotate\(\s*v|rot",
@@ -338,7 +344,7 @@ MISTAKES = (
             (lambda w, x: _over(1)(heads(w, x)[0]),)),
     ExerciseMistake("rotated-before-split", 4, "rotate(self.query(x), ...), then view",
             "you rotate all {C} channels at once, before you split them into heads of {D}",
-            "a pair has one channel from each half of a head, and each head has the same angles",
+            "a pair has one channel from each half of a head, and all heads have the same angles",
             "split into heads first, then rotate", (partial(attention, make=_before_split,
                                                             turn=lambda q, k, v: (q, k, v)),),
             _ROTATION, (lambda w, x: turned(F.linear(x, *w.q)),)),
@@ -356,8 +362,8 @@ MISTAKES = (
                 lambda q, k, v: (turned(turned(q)), turned(k), v),
                 lambda q, k, v: (turned(q), turned(turned(k)), v)), _ROTATION),
     ExerciseMistake("different-positions", 4, "other rows of the table for k than for q",
-            "your queries and keys count their positions differently: a token is not at distance 0 "
-            "from itself", "q and k of one token have the same position",
+            "you rotate the query and the key of a token by different positions, so the scores "
+            "depend on wrong distances", "q and k of one token have the same position",
             "use the same cos and sin for q and k", _turning(
                 *(lambda q, k, v, by=by: (turned(q), turned(k, by), v) for by in (1, -1, 2, -2)),
                 lambda q, k, v: (turned(q), turned(k.flip(2)).flip(2), v)), _ROTATION),
@@ -369,18 +375,19 @@ MISTAKES = (
                 lambda q, k, v: (turned(q), _back(k), v), lambda q, k, v: (_back(q), turned(k), v)),
             _ROTATION),
     ExerciseMistake("rotated-after", 4, "rotate(weights @ v, cos, sin)",
-            "you rotate the results of the {H} heads, which come after the scores",
+            "you rotate the results of the {H} heads, so the rotation comes after the scores",
             "the rotation must change the scores, and nothing else",
             "rotate only q and k, before q @ k.transpose",
             (*_weighing(lambda q, k, v: turned(modern.attend(q, k, v))),
              *(partial(attention, turn=lambda q, k, v: (q, k, v),
                        weigh=lambda q, k, v: turned(modern.attend(q, k, v))),)), _ROTATION),
     ExerciseMistake("gain-after-rotation", 4, "q = self.q_norm(rotate(q, cos, sin)), with a gain",
-            "you normalise queries and keys after the rotation, with a gain of {D} numbers: the "
-            "output depends on absolute positions",
+            "you normalise queries or keys after the rotation, with a gain on heads of {D} "
+            "channels: the output depends on absolute positions",
             "the gain scales the two channels of a pair differently, so the scores no longer "
             "depend only on distances",
-            "normalise first, as Qwen3 does, then rotate; without a gain the order does not matter",
+            "normalise first, as Qwen3 does, then rotate; the order does not matter for an RMSNorm "
+            "without a gain",
             at=r"norm"),
     ExerciseMistake("heads-without-transpose", 4, "view(B, H, T, D)",
             "you make the {H} heads with one view, without transpose(1, 2): a head gets the "
@@ -389,14 +396,14 @@ MISTAKES = (
             partial(attention, make=_viewed, merge=lambda w, y: F.linear(
                 y.reshape(y.shape[0], y.shape[2], -1), *w.o))), r"view|reshape"),
     ExerciseMistake("kv-width", 5, "nn.Linear(n_embd, n_embd) for the keys",
-            "your {what} projection makes {have} channels; {K} key/value heads of {D} need "
-            "{wanted}",
+            "your {what} projection makes {have} channels; {K} key/value heads of {D} channels "
+            "need {wanted}",
             "fewer key/value heads make the cache smaller",
             "make it nn.Linear(n_embd, n_kv_head * head_dim)",
             at=r"Linear"),
     ExerciseMistake("repeated-in-turn", 5, "k.repeat(1, group, 1, 1)",
             "you repeat the {K} key/value heads in turn (0 1 0 1), not side by side (0 0 1 1)",
-            "neighbouring query heads form a group: query head h uses key/value head h // {G}",
+            "neighbouring query heads form a group: query head h uses key/value head h // (H / K)",
             "use repeat_interleave(group, dim=1)",
             _sharing(lambda k, v, g: (_in_turn(k, g), _in_turn(v, g))), _REPEAT),
     ExerciseMistake("values-not-repeated", 5, "only k = k.repeat_interleave(group, dim=1)",
@@ -433,7 +440,7 @@ MISTAKES = (
             _sharing(*(lambda k, v, g, of=of: (of(k).expand_as(_wide(k, g)), _wide(v, g))
                        for of in _ONE_HEAD)), r"\bk\w*\s*=.*(\[|repeat|expand|mean)|" + _REPEAT),
     ExerciseMistake("scale-of-n-embd", 6, "/ math.sqrt(C)",
-            "you divide the scores by sqrt({C}), from n_embd; a head has {D} channels",
+            "you divide the scores by sqrt({C}), the root of n_embd; a head has {D} channels",
             "a score is a sum over the channels of one head", "divide by sqrt(head_dim)",
             _weighing(_scaled(lambda D, H, T: (H * D) ** -0.5)), _SCALE),
     ExerciseMistake("no-scale", 6, "q @ k.transpose(-2, -1)",
@@ -442,7 +449,7 @@ MISTAKES = (
             "divide by sqrt(head_dim)",
             _weighing(_scaled(lambda D, H, T: 1)), r"@|matmul|einsum|bmm|scaled_dot"),
     ExerciseMistake("another-scale", 6, "/ D, * sqrt(D), / sqrt(T)",
-            "you scale the scores, but not with 1 / sqrt({D})", "the scale is 1 / sqrt(head_dim)",
+            "you scale the scores, but not by 1 / sqrt({D})", "the scale is 1 / sqrt(head_dim)",
             "divide by math.sqrt(head_dim)",
             _weighing(*(map(_scaled, (lambda D, H, T: 1 / D, lambda D, H, T: D**0.5,
                        lambda D, H, T: T**-0.5, lambda D, H, T: H**-0.5, lambda D, H, T: D**-0.25,
@@ -540,7 +547,7 @@ def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
 SIZES = (
     GroupedSize(2, 5, 24, 6, K=2),  # D 4, groups of 3
     GroupedSize(3, 4, 32, 4, seed=1, K=2),  # D 8, groups of 2
-    GroupedSize(2, 7, 18, 3, bias=False, seed=2, K=3),  # D 6, a key/value head for each head
+    GroupedSize(2, 7, 18, 3, bias=False, seed=2, K=3),  # D 6, a key/value head for each query head
     GroupedSize(1, 6, 16, 4, seed=3, K=1),  # D 4, one key/value head for all
 )
 LESSON = ModuleLesson(

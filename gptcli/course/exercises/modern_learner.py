@@ -40,7 +40,8 @@ class LearnerModern(Explainer):
                 raise error
             have = ", ".join(f"`{name}`" for name in self.own)
             raise GptcliError(
-                f"{file.name}: there is no class `{NORM}`" + (f"; it has {have}" * bool(have)),
+                f"{file.name}: there is no class `{NORM}`"
+                + (f"; the file has {have}" * bool(have)),
                 f"the exercise has two classes and two functions: {', '.join(parts)}",
             )
 
@@ -66,8 +67,8 @@ class LearnerModern(Explainer):
     def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
         """The CheckFailed for the known mistake `slug`.
 
-        It quotes a line of the step's function. If none of its lines matches, it quotes another
-        function."""
+        The message quotes a line of the step's function that matches the mistake's pattern. If no
+        line of this function matches, it quotes a line of a function that is not a step."""
         mistake = next(m for m in self.mistakes if m.slug == slug)
         inside = self.source.lines_of(FUNCTIONS.get(more.get("step") or mistake.step, ""))
         line = ranked_line(self.source, mistake.at, inside)
@@ -82,7 +83,9 @@ class LearnerModern(Explainer):
         return super().mistake(slug, evidence, **{"line": line, "within": (), **more})
 
     def class_of(self, step: int, name: str, lesson: ModuleLesson) -> ModernModule:
-        """The learner's class `name`, wrapped so that it can be compared."""
+        """The learner's class `name`, wrapped so that it can be compared.
+
+        Raises CheckFailed if the class is missing or is no nn.Module."""
         cls = self.part(step, name, "class")
         if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
             raise self.failed_at(

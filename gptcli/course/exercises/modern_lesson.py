@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gptcli.course.attention.conventions.call import call_named
 from gptcli.course.exercises import modern_attention, modern_norm
 from gptcli.course.exercises.double_precision import DoublePrecision
 from gptcli.course.exercises.learner_module import close, compare_gradients, compare_output
@@ -20,6 +22,7 @@ from gptcli.course.exercises.modern_modules import GroupedSize, ModernModule, ra
 from gptcli.course.exercises.modern_qk_norm import WITHOUT
 from gptcli.course.exercises.modern_rotation import check_angles, check_rotation
 from gptcli.course.exercises.tensor_trace import TensorTrace
+from gptcli.course.exercises.watch import lines_run
 from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words
@@ -56,12 +59,12 @@ def _norm(learner: LearnerModern) -> list[tuple[str, str]]:
     done: list[Check] = []
     norm.lesson.check(norm, done)
     got = norm.in_dtype(modern_norm.SIZES[0], torch.bfloat16)
-    returned = f"nothing: {in_words(got)}" if isinstance(got, BaseException) else str(got.dtype)
-    if returned != str(torch.bfloat16):
+    does = f"stops: {in_words(got)}" if isinstance(got, BaseException) else f"returns {got.dtype}"
+    if does != f"returns {torch.bfloat16}":
         raise norm.failed_at(
             1,
             "dtype-changed",
-            f"with weights and x in torch.bfloat16 your RMSNorm returns {returned}"
+            f"with weights and x in torch.bfloat16 your RMSNorm {does}"
             + norm.source.quote(norm.source.find(r"return", norm.methods)),
             "which line changes the dtype of x, and which line should change it back?",
         )
@@ -122,7 +125,7 @@ def _with_equal_sizes(learner: LearnerModern, failed: CheckFailed) -> CheckFaile
 def _shown(whole: ModernModule, failed: CheckFailed) -> CheckFailed | None:
     """The CheckFailed for a known mistake that the trace shows, or None.
 
-    It is None if `failed` already names a known mistake. The mistake must be of the same step as
+    None if `failed` already names a known mistake. The mistake must be of the same step as
     `failed`, except if forward stops and the trace shows that the values are not repeated."""
     if failed.mistake not in ("wrong-output", "not-finite", "not-implemented", "raises"):
         return None
@@ -144,7 +147,7 @@ def _each_by_itself(size: Any) -> bool:
 
 
 def _start(whole: ModernModule, *, stops: bool, unwritten: bool = False) -> None:
-    """Check step 4, the position of the first token. q and k depend on it, but the output does not.
+    """Check step 4, the argument `start`. q and k depend on `start`, but the output does not.
 
     With `stops`, every exception of forward is a fault of step 4. With `unwritten`, every exception
     except NotImplementedError is a fault of step 4. With neither of the two arguments, exceptions
@@ -153,42 +156,75 @@ def _start(whole: ModernModule, *, stops: bool, unwritten: bool = False) -> None
     module, w, x = whole.filled(size)
     forward = inspect.signature(type(module).forward)
     takes = [p for p in forward.parameters.values() if p.name != "self"]
-    if len(takes) < 2 and not any(p.kind == p.VAR_KEYWORD for p in takes):
+    if len(takes) < 2:
         raise whole.mistake("no-start", within=whole.methods, signature=str(forward))
-    name = "start" if "start" in forward.parameters else takes[1].name
+    second = takes[1]
+    named = "start" in forward.parameters and second.name != "start"
+    by_name = named or second.kind in (second.KEYWORD_ONLY, second.VAR_KEYWORD)
+    name = "start" if named or second.kind == second.VAR_KEYWORD else second.name
+
+    def later() -> Any:
+        with torch.no_grad(), DoublePrecision():
+            return call_named(module, (x,), {name: _LATER}) if by_name else module(x, _LATER)
+
+    def fault(problem: str, line: int | None) -> CheckFailed:
+        return whole.mistake(
+            "start-stops", line=line, within=whole.methods, start=_LATER, T=size.T, problem=problem
+        )
+
     trace = TensorTrace(whole.file.path, module)
     try:
         with torch.no_grad(), DoublePrecision():
             before = module(x) if stops else None
-            with trace:
-                after = module(x, **{name: _LATER})
+        with trace:
+            after = later()
     except Exception as error:  # if a later step stopped, q and k are in the trace nevertheless
         before = after = None
         if stops or (unwritten and not isinstance(error, NotImplementedError)):
-            raise whole.mistake(
-                "start-stops", within=whole.methods, start=_LATER, T=size.T, error=in_words(error)
-            ) from error
+            raise fault(f"stops: {in_words(error)}", _stopping_line(whole, error)) from error
     q, k, _ = modern_attention.heads(w, x)
     seen = [_first_position(trace, part, size.T) for part in (q, k)]
     line = ranked_line(whole.source, r"cos\w*\[|\[.*:|rotary_angles\(", whole.methods)
     if None not in seen and seen[0] == seen[1] != _LATER:
         raise whole.mistake("start-ignored", line=line, start=_LATER, seen=seen[0])
     if before is not None and not isinstance(after, Tensor):
-        returned = f"returns a {type(after).__name__}, not a tensor"
-        raise whole.mistake(
-            "start-stops", within=whole.methods, start=_LATER, T=size.T, error=returned
-        )
+        returned = "None" if after is None else f"a {type(after).__name__}"
+        raise fault(f"returns {returned}, not a tensor", _returning_line(whole, later))
     if before is not None and before.shape != after.shape:
-        returned = f"the output has shape {tuple(after.shape)}, not {tuple(before.shape)}"
-        raise whole.mistake(
-            "start-stops", within=whole.methods, start=_LATER, T=size.T, error=returned
-        )
+        returned = f"returns shape {tuple(after.shape)}, not {tuple(before.shape)}"
+        raise fault(returned, _returning_line(whole, later))
     if before is not None and not close(before, after):
         difference = f"{float((before - after).abs().max()):.3g}"
         raise whole.mistake("start-of-one", line=line, start=_LATER, difference=difference)
     if None not in seen and seen[0] != seen[1]:
         difference = "an amount that depends on later steps"
         raise whole.mistake("start-of-one", line=line, start=_LATER, difference=difference)
+
+
+def _stopping_line(whole: ModernModule, error: BaseException) -> int | None:
+    """The line of forward that stopped with `error`.
+
+    None if this line rotates: then the tables, which an earlier line makes, are too short."""
+    line, trace = None, error.__traceback__
+    lines = _lines_of_forward(whole)
+    while trace is not None:
+        in_file = trace.tb_frame.f_code.co_filename == str(whole.file.path)
+        if in_file and trace.tb_lineno in lines:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    rotates = next(m.at for m in modern_attention.MISTAKES if m.slug == "start-stops")
+    return None if line in whole.source.matches(rotates, lines) else line
+
+
+def _returning_line(whole: ModernModule, call: Callable[[], Any]) -> int | None:
+    """The last line of forward that runs in `call`: the line that returns, if there is one."""
+    lines = _lines_of_forward(whole)
+    ran = [line for line in lines_run(whole.file.path, call) if line in lines]
+    return ran[-1] if ran else None
+
+
+def _lines_of_forward(whole: ModernModule) -> set[int]:
+    return whole.methods & (whole.source.lines_of("forward") or set())
 
 
 def _first_position(trace: TensorTrace, part: Tensor, T: int) -> int | None:

@@ -2,7 +2,7 @@
 
 The functions in `forms` of step 2 take D (head_dim) and n (the length). They return what code
 with the mistake computes: the angles, or the tables (cos, sin). The functions in `forms` of step 3
-take x (B, H, T, D) and the correct tables c and s, each (T, D/2).
+take x (B, H, T, D) and the correct tables c and s, each (T, D/2). They return the wrong rotation.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _positions(n: int) -> Tensor:
 
 
 def _with(exponent: Callable[[Tensor, int], Tensor], theta: float = THETA) -> Form:
-    """Makes angles with other frequencies: theta ** exponent(i, D) for i in 0..D/2-1."""
+    """A form with the frequencies theta ** exponent(i, D) for i in 0..D/2-1."""
 
     def form(D: int, n: int) -> Tensor:
         i = torch.arange(D // 2, dtype=torch.float64)
@@ -90,7 +90,7 @@ def _usual(i: Tensor, D: int) -> Tensor:
 
 
 def _too_many(step: float) -> Form:
-    """Makes angles with D frequencies, not D/2: THETA ** (-step * i / D) for i in 0..D-1."""
+    """A form with D frequencies, not D/2: THETA ** (-step * i / D) for i in 0..D-1."""
     return lambda D, n: torch.outer(
         _positions(n), THETA ** (-step * torch.arange(D, dtype=torch.float64) / D)
     )
@@ -101,7 +101,7 @@ def _moved(by: float) -> Form:
 
 
 def _tables(change: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Form:
-    """A function of D and n. In it, `change` turns the correct angles into wrong tables."""
+    """A form in which `change` turns the correct angles into wrong tables."""
     return lambda D, n: change(angles_of(D, n))
 
 
@@ -166,14 +166,16 @@ _EXPONENT = r"\*\*|pow\(|\bexp\(|arange\(\s*0\s*,|arange"
 # fmt: off
 MISTAKES = (
     ExerciseMistake("degrees", 2, "torch.deg2rad(angles), angles * math.pi / 180",
-            "you convert the angles between degrees and radians: position 1 gets {yours:.4g} at "
-            "the first frequency, not 1", "t times the frequency is already an angle in radians",
+            "you convert the angles between degrees and radians: at position 1, your first angle "
+            "is {yours:.4g} (up to full turns), not 1",
+            "t times the frequency is already an angle in radians",
             "leave out the conversion",
             (lambda D, n: angles_of(D, n) * math.pi / 180, lambda D, n: angles_of(D, n) * 180
              / math.pi), r"deg|rad|180|360|pi\b"),
     ExerciseMistake("turns", 2, "2 * math.pi * positions * frequencies",
-            "you multiply or divide the angles by pi or 2 pi: position 1 gets {yours:.4g} at the "
-            "first frequency, not 1", "t times the frequency is already an angle in radians",
+            "you multiply or divide the angles by pi or 2 pi: at position 1, your first angle is "
+            "{yours:.4g} (up to full turns), not 1",
+            "t times the frequency is already an angle in radians",
             "leave pi out",
             (lambda D, n: angles_of(D, n) * 2 * math.pi, lambda D, n: angles_of(D, n) * math.pi,
              lambda D, n: angles_of(D, n) / (2 * math.pi), lambda D, n: angles_of(D, n) / math.pi),
@@ -185,41 +187,41 @@ MISTAKES = (
             (_too_many(1), _too_many(2)),
             r"arange\((head_dim|d|dim|D)\b|\*\*|pow\(|arange"),
     ExerciseMistake("exponent-not-doubled", 2, "theta ** (-torch.arange(D // 2) / D)",
-            "your frequencies are 10000^(-i/D): the last of {half} is {last:.4g}, expected "
-            "{wanted:.4g}", "the exponent goes from 0 to nearly -1: -2i/D for i below D/2",
+            "your frequencies are 10000^(-i/D): the last of {half} is {last}, expected "
+            "{wanted}", "the exponent goes from 0 to nearly -1: -2i/D for i below D/2",
             "use torch.arange(0, head_dim, 2) / head_dim", (_with(lambda i, D: -i / D),),
             _EXPONENT),
     ExerciseMistake("exponent-doubled-twice", 2, "theta ** (-2 * torch.arange(0, D, 2) / D)",
-            "your frequencies are 10000^(-4i/D): the last of {half} is {last:.4g}, expected "
-            "{wanted:.4g}", "torch.arange(0, D, 2) is 2i already",
+            "your frequencies are 10000^(-4i/D): the last of {half} is {last}, expected "
+            "{wanted}", "torch.arange(0, D, 2) is 2i already",
             "use torch.arange(0, head_dim, 2) / head_dim", (_with(lambda i, D: -4 * i / D),),
             _EXPONENT),
     ExerciseMistake("exponent-positive", 2, "positions * theta ** (arange(0, D, 2) / D)",
-            "your {half} frequencies grow from 1 on, but the last should be {wanted:.4g}",
+            "your {half} frequencies grow from 1 on, but the last should be {wanted}",
             "the first pair turns fastest, so use a negative exponent, or divide by the power",
             "write 10000 ** (-torch.arange(0, head_dim, 2) / head_dim)",
             (_with(lambda i, D: 2 * i / D),),
             _EXPONENT),
     ExerciseMistake("frequencies-reversed", 2, "frequencies.flip(0)",
-            "your frequencies are in the reverse order: the last of {half} is {last:.4g}, expected "
-            "{wanted:.4g}", "the first pair turns fastest", "begin with frequency 1",
+            "your frequencies are in the reverse order: the last of {half} is {last}, expected "
+            "{wanted}", "the first pair turns fastest", "begin with frequency 1",
             (_with(lambda i, D: -2 * (D // 2 - 1 - i) / D),), r"flip|\[::-1\]|-\s*1\)|arange"),
     ExerciseMistake("last-frequency", 2, "torch.linspace(0, 1, D // 2)",
-            "your last of {half} frequencies is {last:.4g}, expected {wanted:.4g}",
+            "your last of {half} frequencies is {last}, expected {wanted}",
             "i goes from 0 to D/2 - 1, so the exponent goes from 0 to -(D - 2)/D",
             "use torch.arange(0, head_dim, 2) / head_dim",
             (_with(lambda i, D: -i / max(D // 2 - 1, 1)), _with(lambda i, D: -(2 * i + 2) / D),
              _with(lambda i, D: -(2 * i + 1) / D)), r"linspace|arange"),
     ExerciseMistake("another-theta", 2, "500000 ** ..., 1000 ** ...",
-            "your theta is not 10000: the last of {half} frequencies is {last:.4g}, expected "
-            "{wanted:.4g}",
+            "your theta is not 10000: the last of {half} frequencies is {last}, expected "
+            "{wanted}",
             "Llama 3 and Qwen3 have a larger theta for longer texts; this exercise uses 10000",
-            "write 10000 there", tuple(_with(_usual, theta) for theta in (
+            "use 10000 for theta", tuple(_with(_usual, theta) for theta in (
                 10.0, 100.0, 1e3, 1e5, 1e6, 1e7, 5e5, 2e4, 5e4, 2.0, math.e, 10240.0, 1e4 - 1)),
             r"\b(10|100|1000|1e3|100_?000|500_?000|1_?000_?000|1e[567]|5e5|theta|base)\b|\*\*|exp"),
     ExerciseMistake("one-frequency", 2, "torch.arange(0, D, 2) // D",
             "your {half} frequencies are equal, all of them or all but the first: the last is "
-            "{last:.4g}, expected {wanted:.4g}",
+            "{last}, expected {wanted}",
             "integer division rounds the exponents, or the exponents do not depend on i",
             "write 10000 ** (-torch.arange(0, head_dim, 2) / head_dim), with / and not //",
             tuple(map(_with, (
@@ -227,9 +229,9 @@ MISTAKES = (
                 # with integers, 10000 ** -1 is 0
                 lambda i, D: torch.where(i > 0, -torch.inf, 0.0)))),
             r"//|\*\*|outer"),
-    ExerciseMistake("linear-frequencies", 2, "1 / (10000 * 2i / D), or 1 / arange",
-            "your frequencies are not powers of 10000: the last of {half} is {last:.4g}, expected "
-            "{wanted:.4g}", "each frequency is a power: 10000 to the power of -2i/D",
+    ExerciseMistake("linear-frequencies", 2, "torch.arange(0, D, 2) / D, or 1 / arange",
+            "your frequencies are not powers of 10000: the last of {half} is {last}, expected "
+            "{wanted}", "each frequency is a power: 10000 to the power of -2i/D",
             "write 10000 ** (...)", (
                 lambda D, n: torch.outer(_positions(n), 1 / torch.arange(
                     1, D // 2 + 1, dtype=torch.float64)),
@@ -244,7 +246,8 @@ MISTAKES = (
             "use torch.arange(length)", (_moved(1), _moved(-1), _moved(0.5)),
             r"arange\(\s*1|\+\s*1|arange"),
     ExerciseMistake("positions-reversed", 2, "length - torch.arange(length)",
-            "your positions count from the end: the first of {n} has the angle {first:.4g}, not 0",
+            "your positions count from the end: the first of {n} has the angle {first:.4g} (up to "
+            "full turns), not 0",
             "a token's position must not depend on how long the text is",
             "use torch.arange(length)",
             (lambda D, n: angles_of(D, n).flip(0), lambda D, n: torch.outer(
@@ -278,7 +281,7 @@ MISTAKES = (
             "convention, which pairs channel 2i with 2i + 1",
             "RoFormer, GPT-J and Meta's code for Llama use that convention. This exercise pairs "
             "channel i with i + D/2, as the library transformers does for Llama and Qwen3",
-            "return the tables (length, D/2), or repeat them with torch.cat((angles, angles), -1)",
+            "make tables (length, D/2), or repeat the angles with torch.cat((angles, angles), -1)",
             (_tables(lambda a: (_neighbours(a.cos()), _neighbours(a.sin()))),),
             r"repeat|stack|flatten"),
     ExerciseMistake("without-positions", 2, "cos of the frequencies alone",
@@ -295,15 +298,15 @@ MISTAKES = (
             "there is one row for each of the positions 0 .. length-1", "use torch.arange(length)",
             at=r"arange|range"),
     ExerciseMistake("low-precision", 2, "torch.arange(length, dtype=torch.bfloat16)",
-            "you compute the angles in {dtype}: position {at} gets the cosine {yours:.4g}, "
+            "you compute the angles in {dtype}: position {at} gets the {what} {yours:.4g}, "
             "expected {wanted:.4g}",
             "bfloat16 cannot tell position 256 from 257, and float16 ends at 65504",
             "compute angles in float32; rotate converts the tables to the dtype of x at the end",
             at=r"bfloat16|float16|half|dtype|arange"),
     ExerciseMistake("tables-rounded", 2, "return angles.cos().bfloat16(), angles.sin().bfloat16()",
-            "your tables are {dtype}: position {at} gets the cosine {yours:.6g}, expected "
+            "your tables are {dtype}: position {at} gets the {what} {yours:.6g}, expected "
             "{wanted:.6g}",
-            "a 16-bit number keeps only two or three digits of a cosine, also in a float32 model",
+            "a 16-bit number keeps only two or three digits, even if x is float32",
             "return float32 tables; rotate converts them to the dtype of x at the end",
             at=r"bfloat16|float16|half|dtype|return"),
     ExerciseMistake("result-of-earlier-call", 2, "if head_dim in tables: return tables[head_dim]",
@@ -340,7 +343,7 @@ MISTAKES = (
             "take the halves: a, b = x.chunk(2, dim=-1)",
             (lambda x, c, s: torch.cat(_paired(_interleaved(x, c, s)), -1),), _PAIRS),
     ExerciseMistake("sine-sign", 3, "a * cos + b * sin, b * cos - a * sin",
-            "you rotate backwards: the sine of position 1 has the wrong sign",
+            "you rotate backwards: both sines in your result have the wrong sign",
             "(a, b) becomes (a cos - b sin, b cos + a sin): (1, 0) turned by 90 degrees is (0, 1)",
             "exchange the two signs", (lambda x, c, s: rotate(x, c, -s),),
             r"\* *\w*sin|sin\w* *\*|-"),
@@ -389,16 +392,18 @@ MISTAKES = (
     ExerciseMistake("rotated-over-heads", 3, "cos[None, :, None, :]",
             "you rotate by the index of the head, not by the position",
             "x is (B, H, T, D): positions are in the second dimension from the end",
-            "cos of shape (T, D/2) fits the halves of x, (B, H, T, D/2), as it is", (_over(1),),
+            "leave cos (T, D/2) as it is: it broadcasts with the halves of x, (B, H, T, D/2)",
+            (_over(1),),
             r"None|unsqueeze|view|reshape|transpose|permute|shape|size"),
     ExerciseMistake("rotated-over-batch", 3, "cos[:, None, None, :]",
             "you rotate by the index of the sequence in the batch, not by the position",
             "x is (B, H, T, D): positions are in the second dimension from the end",
-            "cos of shape (T, D/2) fits the halves of x, (B, H, T, D/2), as it is", (_over(0),),
+            "leave cos (T, D/2) as it is: it broadcasts with the halves of x, (B, H, T, D/2)",
+            (_over(0),),
             r"None|unsqueeze|view|reshape|transpose|permute|shape|size"),
     ExerciseMistake("half-lost", 3, "return a * cos - b * sin",
             "your result has {yours} channels, and x has {D}",
-            "both halves of the rotated pair belong to the result",
+            "both channels of each rotated pair belong to the result",
             "put both halves together with torch.cat((..., ...), dim=-1)", at=r"return"),
     ExerciseMistake("dtype-changed", 3, "x * cos with cos in float32",
             "for x in {given} your rotate returns {returned}",

@@ -54,8 +54,8 @@ def ranked_line(
 ) -> int | None:
     """The number of the line to quote for a mistake; None if no line matches `pattern`.
 
-    Takes the first alternative of `pattern` that matches a line. Returns `suspect` if this
-    alternative matches it, else the first line that it matches."""
+    The first alternative of `pattern` that matches a line of `within` decides. If `suspect` is one
+    of the lines that this alternative matches, returns `suspect`, else the first of them."""
     for alternative in _alternatives(pattern):
         if lines := source.matches(alternative, within):
             return suspect if suspect in lines else lines[0]
@@ -76,10 +76,10 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 class ModernModule(LearnerModule):
-    """A learner's RMSNorm or attention. `first` is the number of the first step in this class.
+    """A learner's RMSNorm or attention. `first` is the first step that the learner's class solves.
 
-    `.float()` and float32 in the learner's code become float64, so that results can be compared
-    exactly."""
+    Except in `in_dtype`, `.float()`, float32 and the like in the learner's code give float64, so
+    that results can be compared exactly."""
 
     def __init__(
         self, file: LearnerFile, cls: type[nn.Module], lesson: ModuleLesson, say: Say, first: int
@@ -98,7 +98,10 @@ class ModernModule(LearnerModule):
             return super().construct(size)
 
     def filled(self, size: Size) -> tuple[nn.Module, Any, Tensor]:
-        """A new module, its weights and an input. `weights.norm` is the module's QKNorm or None."""
+        """Three things: a module with random weights, what `lesson.weights` finds in it, an input.
+
+        For an attention, finds the norm of queries and keys, and stores it as `norm`. Raises
+        CheckFailed if this norm applies a gain after the rotation."""
         module, weights, x = super().filled(size)
         if hasattr(weights, "norm") and self._may_normalise():
             self._running = None
@@ -132,7 +135,7 @@ class ModernModule(LearnerModule):
             return module(x)
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
-        """The CheckFailed for `error`. It names `step`, or the first missing step before it.
+        """The CheckFailed for `error`. It names `step`, or an earlier missing step.
 
         A step is missing if its result is not in the trace. No step before `first` is named."""
         if self._running is not None and step > self.first:
@@ -142,7 +145,7 @@ class ModernModule(LearnerModule):
     def step_after(
         self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException | None = None
     ) -> int:
-        """The first step whose result is not in the trace; the last one if all results are."""
+        """The first step whose result is not in the trace; the last step if all results are."""
         with torch.no_grad():
             return self.lesson.unseen(trace, weights, x) or super().step_after(
                 trace, weights, x, error
@@ -180,7 +183,9 @@ class ModernModule(LearnerModule):
         return self.mistake(slug, evidence, line=line, within=self.methods, **facts)
 
     def in_dtype(self, size: Size, dtype: torch.dtype) -> BaseException | Tensor:
-        """What forward returns in `dtype` without DoublePrecision, or the exception it raises."""
+        """What forward returns in `dtype`, without DoublePrecision.
+
+        If the constructor or forward raises an exception, returns this exception."""
         x = torch.randn(size.B, size.T, size.C, generator=torch.Generator().manual_seed(5))
         try:
             with torch.no_grad(), single_precision():

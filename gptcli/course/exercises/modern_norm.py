@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.course.exercises.explainer import ExerciseMistake
+from gptcli.course.exercises.explainer import ExerciseMistake, apart
 from gptcli.course.exercises.layernorm import BIASES, GAINS
 from gptcli.course.exercises.learner_module import (
     LearnerModule,
@@ -37,17 +37,17 @@ def _mean(x: Tensor, dim: Any = -1) -> Tensor:
 
 
 def normal(x: Tensor) -> Tensor:
-    """Each token divided by the root of the mean of its squared channels."""
+    """Each token divided by the root of (the mean of its squared channels, plus EPS)."""
     return x / torch.sqrt(_mean(x**2) + EPS)
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """Yield the result of step 1."""
+    """Yield a list with the result of step 1."""
     yield [normal(x) * w.g]
 
 
 def _sized(*changes: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
-    """RMSNorms with a wrong divisor: change(x) returns the quotient; the gain multiplies it."""
+    """RMSNorms that normalise in a wrong way: change(x) is the result before the gain."""
     return tuple(lambda w, x, change=change: change(x) * w.g for change in changes)
 
 
@@ -124,14 +124,14 @@ MISTAKES = (
                        _variance(x).sqrt() + EPS), lambda x: x / _variance(x, 1).sqrt(),
                    lambda x: x / _variance(x).sqrt()), r"var\(|std\(|\bx\s*-|var"),
     ExerciseMistake("sum-for-mean", 1, "(x ** 2).sum(-1), or x.norm(dim=-1)",
-            "you divide by the length of the token: the {C} squares are summed, not averaged",
+            "you divide by the length of the vector: the {C} squares are summed, not averaged",
             "the size of a token must not grow with its number of channels",
             "take the mean of the squares, or divide the norm by sqrt(C)",
             _sized(lambda x: x / torch.sqrt(_sum(x) + EPS),
                    lambda x: x / (_length(x) + EPS), lambda x: x / _length(x),
                    lambda x: x / _length(x).clamp_min(1e-12), lambda x: x / _length(x).clamp_min(
                        EPS)), r"sum\(|norm\(|normalize"),
-    ExerciseMistake("root-of-c-wrong", 1, "x.norm(dim=-1) * C ** -0.5 on the wrong side",
+    ExerciseMistake("root-of-c-wrong", 1, "x.norm(dim=-1) * C ** 0.5, (x ** 2).sum(-1) / (C - 1)",
             "your divisor is not the root of the mean of the {C} squares: it is too large or too "
             "small by a factor",
             "the mean of the squares is the squared length divided by C",
@@ -252,7 +252,7 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
     w = weights(learner, module := learner.construct(SIZES[0]), SIZES[0])
     lines = learner.constructor
     if not bool((w.g == 1).all()):
-        value = f"{float(w.g[w.g != 1][0].detach()):.3g}"
+        value = apart(float(w.g[w.g != 1][0].detach()), 1.0, 3)[0]
         yield learner.mistake("gain-not-ones", within=lines, value=value)
     others = [name for name, p in module.named_parameters() if p.data_ptr() != w.g.data_ptr()]
     if others:
@@ -284,7 +284,7 @@ def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
         difference = f"{float((y - normal(x) * w.g).abs().max().detach()):.3g}"
         yield learner.mistake_in_forward("changes-in-training", difference=difference)
     if learner.source.find(r"rms_norm\(|nn\.RMSNorm\(", learner.constructor | learner.methods):
-        yield "torch's own", "right, but torch.nn.RMSNorm does the step for you"
+        yield "torch's own", "right, but torch's own RMSNorm does the step for you"
 
 
 SIZES = (

@@ -22,7 +22,10 @@ WORDS = {"q": "query", "k": "key", "v": "value", "o": "output"}
 
 
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Any:
-    """The four projections, found by name. Raises CheckFailed if one is missing."""
+    """The projections q, k, v and o, each (weight, bias or None), and the sizes H, K and D.
+
+    Projections are found by name. Raises CheckFailed if one is missing. The result also has
+    `norm`, the learner's QKNorm: it is None until `ModernModule.filled` sets it."""
     assert isinstance(size, GroupedSize)
     D = size.C // size.H
     found: dict[str, tuple[Tensor, Tensor | None]] = {}

@@ -1,8 +1,8 @@
 """Recognise a norm of queries and keys (QK norm) in a learner's grouped-query attention.
 
-Llama has no such norm. Qwen3 applies an RMSNorm to each head of q and k before the rotation.
+Llama 3 has no such norm. Qwen3 applies an RMSNorm to each head of q and k before the rotation.
 
-Dimensions: B batch, T time, C channels (n_embd), D head_dim.
+Dimensions: B batch, H heads, T time, D head_dim.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gptcli.course.exercises.tensor_trace import TensorTrace
 
 Norm = Callable[[Tensor], Tensor]
 """A function (B, heads, T, D) -> (B, heads, T, D)."""
-WITHOUT = "your attention does not normalise queries and keys; Llama does not either, Qwen3 does"
+WITHOUT = "your attention does not normalise queries and keys; Llama 3 does not either, Qwen3 does"
 _EPS = (1e-6, 1e-5, 1e-8, 1e-12, 0.0, float(torch.finfo(torch.float64).eps))
 
 
@@ -28,8 +28,9 @@ class QKNorm:
 
     `q` is None if queries have no norm, and `k` is None if keys have none.
 
-    `of` describes the norm: its kind, and what it averages. `after_rotation` tells that a learned
-    gain is applied to heads after their rotation."""
+    `of` names the kind of the norm, and says whether it acts on each head or on all heads together.
+    If queries and keys have different norms, `of` describes the norm of the queries.
+    `after_rotation` tells that a norm with a learned gain acts on heads after their rotation."""
 
     q: Norm | None
     k: Norm | None
@@ -39,13 +40,13 @@ class QKNorm:
     def words(self) -> str:
         """The note that tells the learner which norm was recognised."""
         what = {
-            (True, True): "queries and keys",
+            (True, True): "its queries and keys",
             (True, False): "its queries, but not its keys",
             (False, True): "its keys, but not its queries",
         }[self.q is not None, self.k is not None]
         return (
             f"your attention normalises {what} ({self.of}). Qwen3 has an RMSNorm for each head of "
-            "queries and keys; Llama has no such norm. `gptcli train` computes your norm as your "
+            "queries and keys; Llama 3 has no such norm. `gptcli train` computes your norm as your "
             "file does"
         )
 
@@ -58,7 +59,8 @@ def find_norm(
 ) -> QKNorm | None:
     """The norms that forward applies to queries and keys; None if the trace shows no norm.
 
-    `heads` has the queries "q" and the keys "k" before norm and rotation, each (B, heads, T, D)."""
+    `heads` has the queries "q" and the keys "k" before norm and rotation, each (B, heads, T, D).
+    `turned` rotates such a tensor."""
     made = _Made(trace)
     found: dict[str, tuple[Norm, str, bool]] = {}
     for part, before in heads.items():
@@ -82,7 +84,7 @@ def find_norm(
 
 
 def _norms(module: nn.Module, heads: Tensor) -> Iterator[tuple[Norm, str, bool]]:
-    """Yield every norm that the code can mean: function, kind, and whether it has a gain."""
+    """Yield the norms to try, each as (function, kind, whether the norm has a gain)."""
     width, D = heads.shape[1] * heads.shape[3], heads.shape[3]
     vectors = [p.detach() for p in module.parameters() if p.dim() == 1]
     own = {

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from gptcli.course.exercises import modern
 from gptcli.course.exercises.double_precision import single_precision
+from gptcli.course.exercises.explainer import apart
 from gptcli.course.exercises.learner_module import close
 from gptcli.course.exercises.modern_learner import LearnerModern
 from gptcli.course.exercises.modern_mistakes import MISTAKES
-from gptcli.course.lesson import CheckFailed
+from gptcli.course.lesson import TOLERANCE, CheckFailed
 
 TABLES = ((8, 5), (6, 9), (16, 40), (4, 3), (2, 4))  # head_dim, length
 SHAPES = ((2, 3, 5, 8), (3, 2, 9, 6), (1, 4, 3, 4))  # B, H, T, D
@@ -77,7 +78,7 @@ def _pair(learner: LearnerModern, D: int, n: int, *, exactly: bool = True) -> Ta
             2,
             "complex-numbers",
             f"`rotary_angles` returned complex numbers of shape {tuple(value.shape)}, as Meta's "
-            "Llama does, not (cos, sin)" + _quote(learner, 2),
+            "code for Llama does, not (cos, sin)" + _quote(learner, 2),
             "what are the real and the imaginary part of each of these numbers?",
         )
     pair = isinstance(value, (tuple, list)) and len(value) == 2
@@ -116,7 +117,9 @@ def _same(a: Tables, b: Tables) -> bool:
 
 
 def _fits(form: Callable[..., Any], got: dict[tuple[int, int], Tables]) -> bool:
-    """Whether `form`, a known mistake, gives the tables `got`. All usual kinds of tables count."""
+    """Whether `form`, which imitates a known mistake, gives the learner's tables `got`.
+
+    The tables can be of each kind in _KINDS, or interleaved."""
 
     def made(case: tuple[int, int]) -> Tables:
         value = form(*case)
@@ -131,11 +134,12 @@ def _angle_mistake(
     learner: LearnerModern, slug: str, D: int, n: int, tables: Tables
 ) -> CheckFailed:
     """The CheckFailed for a known mistake. Its message has numbers of the learner's tables."""
-    cos, sin = tables
+    cos, sin = (_once(table, D) for table in tables)
     half = D // 2
     angles = torch.atan2(sin, cos)
-    last = float(angles[1, half - 1]) if cos.dim() == 2 and len(cos) > 1 else 0.0
-    first = float(angles.flatten()[0])
+    mine = _number(angles[1, half - 1]) if cos.dim() == 2 and len(cos) > 1 else 0.0
+    last, wanted = apart(mine, float(modern.frequencies(D)[-1]))
+    first = _number(angles.flatten()[0])
     return learner.mistake(
         slug,
         _difference((D, n), tables),
@@ -143,32 +147,56 @@ def _angle_mistake(
         n=n,
         half=half,
         first=first,
-        yours=float(angles[1, 0]) if cos.dim() == 2 and len(cos) > 1 else first,
+        yours=_number(angles[1, 0]) if cos.dim() == 2 and len(cos) > 1 else first,
         last=last,
-        wanted=float(modern.frequencies(D)[-1]),
-        cos0=float(cos.flatten()[0]),
-        sin1=float(sin[1, 0]) if sin.dim() == 2 and len(sin) > 1 else 0.0,
+        wanted=wanted,
+        cos0=_number(cos.flatten()[0]),
+        sin1=_number(sin[1, 0]) if sin.dim() == 2 and len(sin) > 1 else 0.0,
         right1=float(_right(D, n)[1][1, 0]),
     )
+
+
+def _once(table: Tensor, D: int) -> Tensor:
+    """The D/2 columns that a table of D columns has twice. A table of other width stays unchanged.
+
+    If neighbouring columns differ, returns the second half: the first half of a table in `_KINDS`
+    can be negative."""
+    if table.dim() != 2 or table.shape[1] != D:
+        return table
+    return table[:, ::2] if close(table[:, ::2], table[:, 1::2]) else table[:, D // 2 :]
+
+
+def _number(value: Tensor) -> float:
+    """`value` as a float; 0.0 for the tiny numbers that rounding makes of 0."""
+    return float(value) if abs(float(value)) > TOLERANCE else 0.0
 
 
 def _difference(case: tuple[int, int], tables: Tables) -> str:
     """Where the tables are wrong: ` (rotary_angles(8, 5): cos[1, 1] is 0.9, expected 0.1)`."""
     D, n = case
-    for name, got, wanted in zip(("cos", "sin"), tables, _right(D, n), strict=True):
-        if got.shape not in (wanted.shape, (n, D)):
-            return (
-                f" (rotary_angles{case}: {name} has shape {tuple(got.shape)}" + f"{_wants(D, n)})"
-            )
-        mine = got[:, : D // 2].double()
+    for part, (name, got) in enumerate(zip(("cos", "sin"), tables, strict=True)):
+        wanted = _nearest(got, part, D, n)
+        if wanted is None:
+            return f" (rotary_angles{case}: {name} has shape {tuple(got.shape)}{_wants(D, n)})"
+        mine = got.double()
         if not close(mine, wanted):
             at = int((mine - wanted).abs().nan_to_num(nan=9.0).argmax())
-            t, i = at // (D // 2), at % (D // 2)
-            return (
-                f" (rotary_angles{case}: {name}[{t}, {i}] is {float(mine[t, i]):.4g}, expected "
-                f"{float(wanted[t, i]):.4g})"
-            )
+            t, i = divmod(at, mine.shape[1])
+            yours, right = apart(_number(mine[t, i]), float(wanted[t, i]))
+            return f" (rotary_angles{case}: {name}[{t}, {i}] is {yours}, expected {right})"
     return f" (rotary_angles{case} returns {_shapes(*tables)}{_wants(D, n)})"
+
+
+def _nearest(table: Tensor, part: int, D: int, n: int) -> Tensor | None:
+    """The right table from which the fewest numbers of `table` differ.
+
+    `part` is 0 for the cosine, and 1 for the sine. None if no right table has the shape of
+    `table`."""
+    right = (kind(*_right(D, n))[part] for kind in _KINDS)
+    fitting = (one for one in right if one.shape == table.shape)
+    return min(
+        fitting, key=lambda one: int((~torch.isclose(table.double(), one)).sum()), default=None
+    )
 
 
 def _wants(D: int, n: int) -> str:
@@ -185,24 +213,26 @@ def _check_precision(learner: LearnerModern) -> None:
     with single_precision():
         pair = _pair(learner, D, n, exactly=False)
     tables = _flat(pair[0].detach()), _flat(pair[1].detach())
-    cos, wanted = tables[0], _right(D, n)[0]
-    if cos.shape not in (wanted.shape, (n, D)):
-        raise _later_mistake(learner, LONG, tables)
-    mine = cos[:, : D // 2].double()
-    errors = (mine - wanted).abs()
-    wrong = (errors > 2e-2).nonzero()
-    dtype = pair[0].dtype
-    short = dtype in (torch.bfloat16, torch.float16)
-    if not len(wrong) and not short:
-        return
-    at, i = wrong[0].tolist() if len(wrong) else divmod(int(errors.argmax()), D // 2)
-    raise learner.mistake(
-        "low-precision" if len(wrong) else "tables-rounded",
-        dtype=dtype if short else "low precision",
-        at=at,
-        yours=float(mine[at, i]),
-        wanted=float(wanted[at, i]),
-    )
+    for part, (name, table) in enumerate(zip(("cosine", "sine"), tables, strict=True)):
+        wanted = _nearest(table, part, D, n)
+        if wanted is None:
+            raise _later_mistake(learner, LONG, tables)
+        mine = table.double()
+        errors = (mine - wanted).abs()
+        wrong = (errors > 2e-2).nonzero()
+        dtype = pair[part].dtype
+        short = dtype in (torch.bfloat16, torch.float16)
+        if not len(wrong) and not short:
+            continue
+        at, i = wrong[0].tolist() if len(wrong) else divmod(int(errors.argmax()), mine.shape[1])
+        raise learner.mistake(
+            "low-precision" if len(wrong) else "tables-rounded",
+            dtype=dtype if short else "low precision",
+            at=at,
+            what=name,
+            yours=float(mine[at, i]),
+            wanted=float(wanted[at, i]),
+        )
 
 
 def _check_later_calls(learner: LearnerModern) -> None:
@@ -235,9 +265,10 @@ def _later_mistake(learner: LearnerModern, case: tuple[int, int], tables: Tables
 
 
 def check_rotation(learner: LearnerModern) -> None:
-    """Check step 3: compare the results of rotate with the reference, then test its gradient.
+    """Check step 3: compare the results of rotate with the reference.
 
-    Also tests that the result has the dtype of x. rotate gets the learner's own tables."""
+    Then check that a gradient flows from the result to x, and that the result has the dtype of x.
+    rotate gets the learner's own tables."""
     tried = []
     for number, shape in enumerate(SHAPES):
         generator = torch.Generator().manual_seed(number)
@@ -264,7 +295,7 @@ def _case(x: Tensor) -> tuple[int, int]:
 
 
 def _rotated(learner: LearnerModern, x: Tensor) -> Tensor:
-    """The learner's rotation of x. Raises CheckFailed if its shape is wrong or x is changed."""
+    """The learner's rotation of x. Raises CheckFailed if its shape is wrong or rotate changes x."""
     given = x.clone()
     tables = _pair(learner, *_case(x))
     try:
@@ -288,7 +319,7 @@ def _rotated(learner: LearnerModern, x: Tensor) -> Tensor:
 
 
 def _turned(learner: LearnerModern, x: Tensor, tables: Tables, *, exactly: bool = True) -> Tensor:
-    """The tensor that the learner's rotate returns. CheckFailed if it returns something else."""
+    """What the learner's rotate returns. Raises CheckFailed if this is not a tensor."""
     y = learner.call(3, x, *tables, exactly=exactly)
     if not isinstance(y, Tensor):
         raise learner.failed_at(
@@ -304,7 +335,7 @@ def _turned(learner: LearnerModern, x: Tensor, tables: Tables, *, exactly: bool 
 def _square_mistake(
     learner: LearnerModern, failed: CheckFailed | None = None
 ) -> CheckFailed | None:
-    """The CheckFailed if the angles depend on the head or text instead of the position; else None.
+    """The CheckFailed if the angles depend on the head or sequence, not on the position; else None.
 
     Tries an x with B = H = T. With other sizes, a rotate with this mistake raises an error or
     returns another shape."""
@@ -334,10 +365,8 @@ def _rotation_mistake(
     wanted = modern.rotate(x, *_right(*_case(x)))
     at = torch.tensor([0, 0, 1])  # position 1
     most = int((y - wanted)[tuple(at)].abs().nan_to_num(nan=9.0).argmax())
-    evidence = (
-        f" (at position 1, channel {most} of {D} is {float(y[0, 0, 1, most]):.4g}, expected "
-        f"{float(wanted[0, 0, 1, most]):.4g})"
-    )
+    mine, right = apart(float(y[0, 0, 1, most]), float(wanted[0, 0, 1, most]))
+    evidence = f" (at position 1, channel {most} of {D} is {mine}, expected {right})"
     for mistake in MISTAKES:
         if mistake.step == 3 and any(
             all(_gives(form, before, after) for before, after in tried) for form in mistake.forms
@@ -358,12 +387,12 @@ def _gives(form: Callable[..., Tensor], x: Tensor, y: Tensor) -> bool:
 def _wrong(learner: LearnerModern, step: int, evidence: str) -> CheckFailed:
     name = {2: "rotary_angles", 3: "rotate"}[step]
     return learner.failed_at(
-        step, "wrong-result", f"`{name}` gives another result{_quote(learner, step)}{evidence}"
+        step, "wrong-result", f"`{name}` gives a wrong result{_quote(learner, step)}{evidence}"
     )
 
 
 def _quote(learner: LearnerModern, step: int) -> str:
-    """Quotes the last `return` in the function of `step`, or its `def` if it has no `return`."""
+    """Quotes the last `return` in the function of `step`, or the `def` if there is no `return`."""
     name = {2: "rotary_angles", 3: "rotate"}[step]
     lines = learner.source.lines_of(name)
     found = learner.source.matches(r"\breturn\b", lines)

@@ -3,7 +3,7 @@
 | form | how it is called |
 |---|---|
 | argument | `y, (k, v) = forward(x, past=(k, v))`, also as two arguments, a dict or one tensor |
-| container | `y = forward(x, cache)`, which changes a dict or a list |
+| container | `y = forward(x, cache)`, which changes `cache`: a dict, a list, an object or tensors |
 | state | `y = forward(x, use_cache=True)`: the module keeps the tokens, and `reset` removes them |
 
 Dimensions: B batch, T new tokens, S tokens in all, C channels, H heads, D channels per head.
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.course.attention.conventions.call import MASKS, Call
+from gptcli.course.attention.conventions.call import MASKS, Call, call_named
 
 _PAST = re.compile(r"past|cache|kv|prev|stored|history", re.IGNORECASE)
 _NO_PAST = re.compile(
@@ -79,10 +79,14 @@ class GivenCache:
 class PastCall:
     """How to call a forward with the keys and values of the tokens before x.
 
-    `past` names the argument that takes them, or the two arguments that take keys and values. Some
-    forwards write the new tokens into this argument. For these, each function in `containers` makes
-    an empty past to try, such as a dict, and `container` is the function whose past works. `reset`
-    is the method that removes the tokens, if the module keeps them itself."""
+    `past` names the argument that takes these keys and values, or two arguments, one for each.
+    `switches` names the arguments that switch the cache on, `starts` those that take the number of
+    earlier tokens, and `places` those that take the positions of the new tokens. `call` says how
+    forward takes its other arguments.
+
+    Some forwards write the new tokens into `past`. For these, each function in `containers` makes
+    an empty past to try, such as a dict, and `container` is the function whose past works. If the
+    module keeps the tokens itself, `reset` names the method that removes them, or is None."""
 
     past: tuple[str, ...] = ()
     switches: tuple[str, ...] = ()
@@ -97,11 +101,11 @@ class PastCall:
 
     @property
     def changes_past(self) -> bool:
-        """Whether forward writes the new tokens into its argument."""
+        """Whether forward writes the new tokens into the past that it gets."""
         return self.container is not None or self.buffers
 
     def fresh(self, sizes: Mapping[str, int], dtype: torch.dtype) -> Any:
-        """An empty past. `sizes` has the sizes B, H, D, C and W (block_size)."""
+        """An empty past: tensors, a container or None. `sizes` has B, H, D, C, W (block_size)."""
         if self.empty:
             shape = [sizes[letter] if letter != "T" else sizes["W"] * self.buffers
                      for letter in self.empty]  # fmt: skip
@@ -116,8 +120,9 @@ class PastCall:
     def __call__(self, module: nn.Module, x: Tensor, past: Any, start: int, *, cached: bool) -> Any:
         """The result of forward for the tokens x, which follow `start` earlier tokens.
 
-        A `past` of None means that no token came before. The arguments in `switches` tell forward
-        whether to keep keys and values: they get `cached`."""
+        A `past` of None means that no token came before, or that the module keeps the tokens
+        itself. The arguments in `switches` tell forward whether to keep keys and values: they get
+        `cached`."""
         T, S = x.shape[1], start + x.shape[1]
         named: dict[str, Any] = {
             name: value for name, value in self.call.others if name not in self.switches
@@ -137,7 +142,7 @@ class PastCall:
             named |= dict(zip(self.past, (keys, values), strict=True))
         elif self.past and (past is not None or self.past[0] in named):
             named[self.past[0]] = past
-        return module(*(x,) * self.call.times, **named)
+        return call_named(module, (x,) * self.call.times, named)
 
     def words(self) -> str:
         """How forward takes or keeps earlier keys and values, in words that can end a sentence."""
@@ -152,7 +157,7 @@ class PastCall:
 
 
 def past_call(cls: type[nn.Module], tree: ast.AST, call: Call) -> PastCall | None:
-    """How a forward takes earlier keys and values; None if it has no argument or state for them.
+    """How a forward takes or keeps earlier keys and values; None if it does neither.
 
     `call` says how forward takes its other arguments. `tree` is the syntax tree of the file."""
     parameters = list(inspect.signature(cls.forward).parameters.values())[1 + call.times :]
@@ -190,7 +195,7 @@ def asks_object(tree: ast.AST, name: str) -> bool:
 
 
 def _containers(tree: ast.AST, name: str) -> tuple[Callable[[], Any], ...]:
-    """Functions that each make an empty value for argument `name`, if forward writes into it."""
+    """Functions that each make an empty value for argument `name`; () if no code changes it."""
     texts: list[str] = []
     writes = appends = updates = numbers = False
     for node in ast.walk(tree):
@@ -247,7 +252,8 @@ def _attributes(tree: ast.AST, name: str) -> list[str]:
 def output_and_present(out: Any, x: Tensor, two: bool) -> tuple[Any, Any]:
     """Split `out`, which forward returned, into the output and the keys and values of all tokens.
 
-    `two` says whether forward takes keys and values as two arguments."""
+    The second is None if `out` has no keys and values. `two` says whether forward takes keys and
+    values as two arguments."""
     if not isinstance(out, (tuple, list)) or not out:
         return out, None
     first = next((i for i, one in enumerate(out) if isinstance(one, Tensor)), 0)

@@ -106,9 +106,10 @@ def in_order(tensor: Tensor, order: Order) -> Tensor:
 class Place:
     """Where a result has keys or values: the tensor, the part of it, and the order of dimensions.
 
-    `dim` is a dimension that holds keys and values one after the other; None if the tensor holds
-    only keys or only values. `at` is 0 for the first of the two and 1 for the second. With `whole`,
-    `dim` has the size 2 and is removed; otherwise keys and values each take half of `dim`."""
+    `leaf` is the index of the tensor, and `order` is the order of the part's dimensions. `dim` is a
+    dimension that holds keys and values one after the other; None if the tensor holds only keys or
+    only values. `at` is 0 for the first of the two and 1 for the second. With `whole`, `dim` has
+    the size 2 and is removed; otherwise keys and values each take half of `dim`."""
 
     leaf: int
     order: Order
@@ -117,7 +118,7 @@ class Place:
     whole: bool = True
 
     def part(self, tensors: list[Tensor]) -> Tensor | None:
-        """The keys or values in this place, whose dimensions are still in the order `self.order`.
+        """The keys or values in this place. Their dimensions are still in the order `self.order`.
 
         None if `tensors` lacks this place."""
         if self.leaf >= len(tensors):
@@ -157,7 +158,7 @@ def places(tensors: list[Tensor], dims: Dims, T: int) -> Iterator[Place]:
 
 
 def find(tensors: list[Tensor], wanted: Tensor, T: int) -> Place | None:
-    """The place that holds `wanted` (B, H, T, D), or None."""
+    """The place whose first T tokens are `wanted` (B, H, T, D), or None."""
     dims = Dims(wanted.shape[0], wanted.shape[1], wanted.shape[3])
     for place in places(tensors, dims, T):
         found = place.read(tensors, dims)
@@ -182,8 +183,8 @@ class Seen:
 def joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> Iterator[tuple[Seen, Tensor]]:
     """Yield `old` and `new`, joined in right and wrong ways, for every order of the dimensions.
 
-    `old` and `new` have "k" and "v", each (B, H, tokens, D). Then joins the tokens of
-    each single head in the same ways."""
+    `old` and `new` have "k" and "v", each (B, H, tokens, D). Then yields the same joins for each
+    head alone. Each join comes with a Seen that describes it."""
     for order in ORDERS:
         names = tuple(NAMES[letters] for letters in order)
         stored, added = ({p: in_order(one[p], order) for p in "kv"} for one in (old, new))
@@ -196,7 +197,9 @@ def joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> Iterator[tuple[See
 def _joined(
     old: dict[str, Tensor], new: dict[str, Tensor], at: int, names: tuple[str, ...]
 ) -> Iterator[tuple[Seen, Tensor]]:
-    """Yield the ways to join tensors. `at` is the dimension of the tokens."""
+    """Yield each join of `old` and `new`, with a Seen that describes it.
+
+    `at` is the dimension of the tokens, and `names` has the names of all dimensions."""
     for part, other in (("k", "v"), ("v", "k")):
         P, N = old[part], new[part]
         right = torch.cat((P, N), at)

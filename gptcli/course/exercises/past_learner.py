@@ -60,7 +60,8 @@ class Called:
     y: Tensor | None = None
     present: Any = None
     failed: CheckFailed | None = None
-    stored: list[Tensor] = None  # type: ignore[assignment]  # the tensors of the present
+    # the tensors of the present, or of the module if it keeps keys and values itself
+    stored: list[Tensor] = None  # type: ignore[assignment]
 
     @property
     def total(self) -> int:
@@ -117,8 +118,8 @@ class PastLearner(CacheExplainer):
     def quotable(self, at: str, within: Collection[int] | None) -> int:
         """The number of the line to quote in a message; 0 if no line matches a pattern in `at`.
 
-        Chooses as CacheExplainer.quotable does, but quotes a line of a rotation only if no other
-        line fits."""
+        Chooses as CacheExplainer.quotable does, but quotes a line of a rotation, or a `return`
+        outside forward, only if no other line fits."""
         assert self.attention is not None
         rotation = {n for n in (*self.source.functions(), *vars(self.module_of_file))
                     if _ROTATION.search(n)}  # fmt: skip
@@ -169,7 +170,9 @@ class PastLearner(CacheExplainer):
     def call(
         self, module: nn.Module, x: Tensor, past: Any, start: int, *, cached: bool = True
     ) -> Called:
-        """Call forward with the tokens x. `past` is the past of `start` earlier tokens."""
+        """Call forward with the tokens x. `past` is the past of `start` earlier tokens.
+
+        If forward raises an exception or returns no output for x, the Called has a CheckFailed."""
         before = [tensor.clone() for tensor in leaves(past)]
         trace = TensorTrace(self.file.path, module, deep=True)
         called = Called(start, x.shape[1], trace, before, stored=[])
@@ -241,7 +244,7 @@ class PastLearner(CacheExplainer):
                 raise self.stopped(error, self.form.reset, 4) from error
 
     def fresh(self) -> Any:
-        """An empty past for the latest module."""
+        """An empty past for the newest module."""
         size = self.size
         sizes = {"B": size.B, "H": size.H, "D": size.D, "C": size.C, "W": size.block_size}
         return self.form.fresh(sizes, self.dtype)
@@ -300,8 +303,9 @@ class PastLearner(CacheExplainer):
         other = self.whole(module, changed)
         if other.y is None or not close(whole.y[:, :-1], other.y[:, :-1]):
             raise self.mistake(
-                "no-mask", " (on the whole text, without a past)", within=self.forward_lines()
-            )
+                "no-mask", " (on the whole text, without a past)", when="",
+                within=self.forward_lines(),
+            )  # fmt: skip
         return whole.y
 
     def unused(self, module: nn.Module) -> nn.Module:
@@ -344,12 +348,15 @@ def with_past(file: LearnerFile, module: ModuleType, say: Say) -> PastLearner | 
     None if the file has a cache class or no attention, if forward uses its argument as a cache
     object, or if forward has neither an argument nor a state for the past."""
     cache, attention = classes_of(file, module)
+    argument = None if attention is None else cache_argument(attention)
     if cache is not None and CacheClass(cache).names["append"] is not None:
-        return None
+        # the attention can have a part that is a cache: then forward takes no cache
+        is_part = issubclass(cache, nn.Module) and attention is not None and argument is None
+        if not is_part:
+            return None
     if attention is None or attention.forward is nn.Module.forward:
         return None
     tree = Source(file).tree
-    argument = cache_argument(attention)
     if argument is not None and asks_object(tree, argument):
         return None
     call = call_of(attention, f"{file.name}: {attention.__name__}")

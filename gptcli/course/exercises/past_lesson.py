@@ -27,7 +27,9 @@ from gptcli.course.sandbox.learner_file import in_words
 
 
 def check_past(learner: PastLearner, done: list[Check]) -> str:
-    """The verdict on a right forward, in a few words. Raises CheckFailed if there is a mistake."""
+    """The verdict on a right forward, in a few words. Adds the passed checks to `done`.
+
+    Raises CheckFailed if there is a mistake."""
     learner.adapt()
     error = 0.0
     for size in SIZES:
@@ -104,9 +106,9 @@ def _seen(text: Text, one: Called) -> Seen:
 def _own_reference(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed:
-    """The CheckFailed for a wrong forward. The attention has a part that week 1's attention lacks.
+    """The CheckFailed for the wrong forward of an attention that has more parts than week 1's.
 
-    The forward is wrong if it stops, or if it gives other outputs with a past than for the whole
+    Such a forward is wrong if it stops, or if it gives other outputs with a past than for the whole
     text."""
     if whole.failed is not None:
         return whole.failed
@@ -166,8 +168,7 @@ def _words_of(message: str) -> str:
 
 
 def _mask_of(text: Text, one: Called) -> str | None:
-    """The slug of the mistake if a call has a wrong mask, else None. The attention weights show the
-    mask."""
+    """The slug of the mistake if the attention weights of a call show a wrong mask, else None."""
     T, S = one.count, one.total
     for operation in one.trace.operations:
         for tensor in operation.results:

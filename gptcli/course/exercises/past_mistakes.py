@@ -50,8 +50,8 @@ STEPS = (
 # fmt: off
 MISTAKES = (
     ExerciseMistake("overwrites", 1, "k, v of the new tokens alone, without torch.cat",
-            "your forward keeps only the newest tokens: after {S} tokens it has keys for {found} "
-            "of them",
+            "your forward keeps only the newest tokens: after {S} tokens it has the keys and "
+            "values of {found} of them",
             "each call replaces the stored tokens", "concatenate the stored and the new tokens",
             at=_STORED),
     ExerciseMistake("keeps-the-first", 1, "return y, past",
@@ -62,7 +62,9 @@ MISTAKES = (
     ExerciseMistake("new-before-old", 1, "torch.cat((k, past_k), dim=2)",
             "your forward puts the tokens in the order {order}, which is not the order of the text",
             "the mask and the positions rely on the order of the text",
-            "put the new tokens after the stored ones: torch.cat((past_k, k), dim=2)", at=_CAT),
+            "put the new tokens after the stored ones, and keep the order of the new ones: "
+            "torch.cat((past_k, k), dim=2)",
+            at=_CAT),
     ExerciseMistake("keys-for-values", 1, "torch.cat((past_k, v)), or return y, (k, k)",
             "your {one} of {S} tokens contain {other}",
             "keys decide which tokens a query looks at; values are what it gets from these tokens",
@@ -86,7 +88,7 @@ MISTAKES = (
             at=r"(past|cache|kv|prev)\w*(\[.*\])?\.(append|extend|insert|\w+_)\( || "
             r"(past|cache|kv|prev)\w*\[.*\]\s*[-+*]?=(?!=) || " + _CAT),
     ExerciseMistake("present-not-returned", 2, "return y",
-            "your forward returns no keys and values for the next call ({got})",
+            "your forward returns no keys and values for the next call: it returns {got}",
             "the next call knows only the keys and values that this call returns",
             "return y, (k, v) with the keys and values of all tokens", at=_RETURN),
     ExerciseMistake("present-new-only", 2, "return y, (k_new, v_new)",
@@ -100,8 +102,8 @@ MISTAKES = (
             "the next call would lack the newest tokens",
             "return the concatenated tensors", at=_STORED),
     ExerciseMistake("present-swapped", 2, "return y, (v, k), or v, k = past",
-            "your forward uses the stored keys as values and the stored values as keys",
-            "the code that reads the past must expect the order in which forward returns it",
+            "your forward exchanges the stored keys and the stored values",
+            "forward must read keys and values from the past in the order in which it returns them",
             "use one order: k_past, v_past = past, and return y, (k, v)",
             at=_STORED),
     ExerciseMistake("cache-not-read", 2, "past is returned, but scores use the new keys",
@@ -171,4 +173,4 @@ BANK = (
         )
     ),
 )  # fmt: skip
-"""All mistakes that a forward with a past can have; the mistakes of this file come first."""
+"""All known mistakes of a forward with a past; the mistakes of this file come first."""

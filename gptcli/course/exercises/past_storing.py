@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gptcli.course.exercises import past_layout
+from gptcli.course.exercises.cache_storing import shape_in_words
 from gptcli.course.exercises.learner_module import close
 from gptcli.course.exercises.past_layout import Dims, Place, canonical
 from gptcli.course.exercises.past_learner import Called, PastLearner, Text
@@ -86,29 +87,41 @@ def _in_state(learner: PastLearner, text: Text, calls: list[Called]) -> CheckFai
             )
         if all_["k"] != all_["v"]:
             slug = "values-not-stored" if all_["k"] else "keys-not-stored"
-            shape = next((tuple(t.shape) for t in one.stored), ())
+            wrong = text.keys["v" if all_["k"] else "k"][:, :, : one.total]
+            shape = shape_in_words(_holder(one.stored, wrong))
             return learner.mistake(slug, step=1, S=one.total, shape=shape, within=lines)
     return None
 
 
+def _holder(stored: list[Tensor], part: Tensor) -> Tensor | None:
+    """The first stored tensor that holds some of the numbers of `part`, or None."""
+    return next((one for one in stored if bool(_found([one], part).any())), None)
+
+
 def _holds(stored: list[Tensor], wanted: Tensor) -> bool:
     """Whether the tensors together contain all numbers of `wanted`, up to rounding."""
-    if not stored:
-        return False
-    flat = torch.cat([tensor.double().flatten() for tensor in stored]).sort().values
+    return bool(_found(stored, wanted).all())
+
+
+def _found(stored: list[Tensor], wanted: Tensor) -> Tensor:
+    """Which numbers of `wanted` the tensors together contain, up to rounding."""
+    flat = torch.cat([wanted.new_empty(0), *(t.double().flatten() for t in stored)]).sort().values
+    if not len(flat):
+        return torch.zeros_like(wanted, dtype=torch.bool)
     goal = wanted.contiguous()
     after = torch.searchsorted(flat, goal).clamp(max=len(flat) - 1)
     nearest = torch.minimum(
         (flat[after] - goal).abs(), (flat[(after - 1).clamp(min=0)] - goal).abs()
     )
-    return bool((nearest <= TOLERANCE).all())
+    return nearest <= TOLERANCE
 
 
 def _places(text: Text, whole: Called) -> tuple[Place, Place, Dims, bool] | None:
     """Where forward's result for the whole text has the keys and values; None if it lacks them.
 
     Returns the place of the keys, the place of the values, the sizes of the keys, and whether the
-    values come first."""
+    values come first. If the right keys are not known, takes the first of two similar places as
+    that of the keys."""
     N = text.size.N
     if text.keys:
         k = past_layout.find(whole.stored, text.keys["k"], N)
@@ -130,7 +143,7 @@ def _places(text: Text, whole: Called) -> tuple[Place, Place, Dims, bool] | None
 
 
 def _unknown_present(learner: PastLearner, text: Text, whole: Called) -> CheckFailed | None:
-    """The mistake that explains why the first call stored no correct keys or values, or None."""
+    """The mistake that explains why `whole` did not store all keys and all values, or None."""
     lines = learner.forward_lines()
     N = text.size.N
     if not text.keys:
@@ -146,7 +159,7 @@ def _unknown_present(learner: PastLearner, text: Text, whole: Called) -> CheckFa
     if have["k"] != have["v"]:
         one, other = ("values", "keys") if have["k"] else ("keys", "values")
         if learner.form.changes_past:
-            shape = next((tuple(t.shape) for t in whole.stored), ())
+            shape = shape_in_words(_holder(whole.stored, text.keys["v" if have["k"] else "k"]))
             line = learner.source.find(r"(cache|past|kv)\w*(\[.*\])? *=(?!=)", lines)
             return learner.mistake(
                 f"{one}-not-stored", S=N, shape=shape, within=lines, step=1, line=line
@@ -212,7 +225,7 @@ def _joins(
                     if at is not None:
                         return positions(learner, one, at)
                 slug = "values-not-stored" if part == "v" else "keys-not-stored"
-                shape = next((tuple(t.shape) for t in one.stored), ())
+                shape = shape_in_words(_holder(one.stored, keys[part][:, :, : one.total]))
                 line = next(e.line for e in kinds[other] if e.kind == "right")
                 return learner.mistake(
                     slug, S=one.total, shape=shape, line=line, within=lines, step=1
@@ -319,7 +332,7 @@ def _present(
             return learner.mistake("overwrites", S=one.total, found=one.count, within=lines)
         slug = "values-not-stored" if part == "v" else "keys-not-stored"
         return learner.mistake(
-            slug, S=one.total, shape=tuple(one.stored[places[part == "v"].leaf].shape),
+            slug, S=one.total, shape=shape_in_words(one.stored[places[part == "v"].leaf]),
             within=lines, step=1, line=learner.source.find(r"cat\(", lines),
         )  # fmt: skip
     if kind == "old":
@@ -400,7 +413,9 @@ def position(learner: PastLearner, text: Text, one: Called) -> int | None:
 
 
 def _turned(learner: PastLearner, text: Text, before: Tensor, piece: Tensor) -> list[Tensor]:
-    """The tensors that can be queries or keys of `piece`, if forward reads it after `before`."""
+    """The tensors that can be queries or keys of `piece`, if forward reads `piece` after `before`.
+
+    Forward reads both in one call."""
     whole = learner.whole(text.module, torch.cat((before, piece), dim=1))
     start, T = before.shape[1], piece.shape[1]
     found = []
@@ -424,5 +439,6 @@ def _canonicals(trace: TensorTrace, dims: Dims, T: int) -> list[Tensor]:
 
 
 def positions(learner: PastLearner, one: Called, at: int) -> CheckFailed:
+    """The CheckFailed for a call that gives its first token the wrong position `at`."""
     lines = learner.forward_lines()
     return learner.mistake("positions-not-offset", start=one.start, at=at, within=lines)

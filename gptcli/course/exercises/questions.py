@@ -28,9 +28,9 @@ _SECOND_NORM = "what does the feed-forward network read, and which norm computed
 _PARTS = "which four submodules does a block have?"
 _WINDOW = "with 7 tokens and windows of 5, at which tokens can a window begin?"
 _TARGET = "if x begins with the tokens 8, 9, 10, with which tokens does y begin?"
-_SECOND_APPEND = "after a second append, which tokens are in your cache?"
+_TWO_PIECES = "after two pieces of a text, which of its tokens are stored?"
 _EVERY_PART = (
-    "after two appends, for how many tokens does the cache hold keys, and for how many values?"
+    "after two pieces of a text, for how many tokens are keys stored, and for how many values?"
 )
 _MANY_KEYS = "with how many keys must one new query be compared?"
 _ITSELF = "does a new token look at itself, and is its key among the keys that you use?"
@@ -104,7 +104,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "no-gain-or-bias": "which of your parameters does the result of forward depend on?",
         "gain-added": _AFFINE,
         "bias-before-gain": _AFFINE,
-        "bias-subtracted": "with a bias of 1 and a gain of 1, is your output larger or smaller?",
+        "bias-subtracted": "with a gain of 1, does a bias of 1 make your output larger or smaller?",
         "gain-plus-one": "with a gain of 1, by which number do you multiply each channel?",
         "gain-and-bias-swapped": _AFFINE,
         "changes-in-training": "does a layer norm behave differently in training?",
@@ -236,7 +236,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "not-int64": "which dtype must token ids have for an embedding?",
         "targets-not-shifted": _TARGET,
         "targets-shifted-wrongly": _TARGET,
-        "targets-rolled": "which token follows the last one of a window?",
+        "targets-rolled": "which token follows the last token of a window?",
         "targets-mixed": _TARGET,
         "same-every-time": "should two calls of get_batch give different batches?",
         "not-a-window": "are the tokens of one row of x neighbours in the data?",
@@ -331,7 +331,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "threshold-of-logits": "which numbers do you compare: logits, or probabilities?",
         "not-the-largest": "with which token's probability is p multiplied?",
         "keeps-the-unlikely": "is the likeliest token among those that you keep?",
-        "likeliest-cut": "at p = 1, which token equals the threshold?",
+        "likeliest-cut": "at p = 1, which probability equals the threshold?",
         "p-zero": "which tokens stay at p = 0?",
         "negative-divided": _BY_SIGN,
         "signs-swapped": _BY_SIGN,
@@ -382,17 +382,18 @@ QUESTIONS: dict[str, dict[str, str]] = {
     "cache": {
         "shared-between-caches": "how many caches does a network of 4 layers have, and in which "
         "line does each cache get its tensors?",
-        "overwrites": _SECOND_APPEND,
-        "keeps-the-first": _SECOND_APPEND,
+        "overwrites": _TWO_PIECES,
+        "keeps-the-first": _TWO_PIECES,
         "wrong-dimension": "which of the four dimensions (B, H, T, D) grows with each token?",
         "new-before-old": "in which order are the tokens of the text in your cache?",
         "values-not-stored": _EVERY_PART,
         "keys-not-stored": _EVERY_PART,
         "keys-for-values": "which decide the weights, the keys or the values, and which are "
         "multiplied by the weights?",
-        "tokens-lost": "which places does an append of three tokens write, and which places does "
-        "the next append write?",
-        "other-dtype": "which dtype do the keys have before append, and which dtype after it?",
+        "tokens-lost": "at which places are three new tokens stored, and at which places the "
+        "next tokens?",
+        "other-dtype": "which dtype do keys and values have before they are stored, and which "
+        "dtype afterwards?",
         "other-device": "on which device are the keys before append, and on which device after it?",
         "queries-stored": "which of queries, keys and values does a later token still need?",
         "not-stored": "after a forward, where does the next forward find the tokens of this "
@@ -416,8 +417,9 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "cache-not-read": _MANY_KEYS,
         "half-read": "which two tensors come from the cache, and do you use both of them?",
         "new-not-read": _ITSELF,
-        "swapped-in-forward": "in which order does append return the two tensors?",
-        "appended-twice": "how often does one call of forward call append?",
+        "swapped-in-forward": "in which order does forward get the two tensors, and in which order "
+        "does it use them?",
+        "appended-twice": "how often does one call of forward store the new tokens?",
         "length-always-zero": _NEXT_POSITION,
         "length-of-another-dimension": "keys are (B, H, S, D): which of the four sizes is the "
         "length?",
@@ -432,7 +434,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "never-full": "with a block_size of 8, which position would token number 9 have?",
         "drops-the-oldest": "which positions do the remaining tokens have, and which position "
         "would the new token get?",
-        "clear-incomplete": "which attributes does append change, and which of them does clear "
+        "clear-incomplete": "which attributes change if tokens are stored, and which of them are "
         "reset?",
         "no-mask": _LATER,
         "no-mask-after-stored": _LATER,
@@ -484,7 +486,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "over-everything": _RMS,
         "no-gain": "which of your parameters does the result of forward depend on?",
         "gain-added": "do you multiply by a gain, or do you add it?",
-        "gain-divides": "with a gain of 2, is your output larger or smaller?",
+        "gain-divides": "does a gain of 2 make your output larger or smaller?",
         "gain-plus-one": "with a gain of 1, by which number do you multiply each channel?",
         "gain-before-norm": "which comes first: the normalisation, or the gain?",
         "changes-in-training": "does an RMSNorm behave differently in training?",
@@ -555,16 +557,16 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "never-rotated": "does rotate change q itself, or does it return a new tensor?",
         "values-for-keys-rotated": _WHICH,
         "rotated-by-head": _WHERE,
-        "rotated-before-split": "how many channels does the tensor that you rotate have: those of "
-        "one head?",
+        "rotated-before-split": "does the tensor that you rotate have as many channels as one "
+        "head, or more?",
         "angles-of-n-embd": "how many channels do your angles rotate, and how many channels does a "
         "head have?",
         "rotated-twice": "how often is q rotated, and how often k?",
         "different-positions": "which rows of the table does q get, and which rows does k get?",
         "rotated-apart": "at position 5, by which angle is q rotated, and by which angle is k?",
         "rotated-after": "when are the scores computed: before or after the rotation?",
-        "heads-without-transpose": "which token do the channels in the first row of a head come "
-        "from?",
+        "heads-without-transpose": "which token do the channels in the second row of the first "
+        "head come from?",
         "kv-width": "how many channels do all key/value heads have together?",
         "repeated-in-turn": _GROUPS,
         "values-not-repeated": _GROUPS,

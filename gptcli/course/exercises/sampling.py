@@ -30,13 +30,13 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     if p >= 1:
         return logits
     probabilities, order = torch.softmax(logits, dim=0).sort(descending=True, stable=True)
-    before = probabilities.cumsum(dim=0) - probabilities  # the sum over all likelier tokens
+    before = probabilities.cumsum(dim=0) - probabilities  # the sum over the tokens before each
     before[0] = -1.0  # the likeliest token always stays
     return logits.index_fill(0, order[before >= p], float("-inf"))
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:
-    """Step 4: -inf for probabilities below p times the largest probability. (V,) -> (V,).
+    """Step 4: -inf if the probability is below p times the largest one. (V,) -> (V,).
 
     Source: Nguyen et al. 2024, "Min-p sampling"."""
     probabilities = torch.softmax(logits, dim=0)
@@ -88,9 +88,9 @@ def any_choice(
 ) -> int:
     """Step 7, with keyword arguments that imitate known mistakes.
 
-    `order` has a letter for each part: r for the penalty, t for temperature, k, p and m for the
-    filters, s for softmax. If `greedy` is "after", t = 0 chooses the likeliest token after the
-    penalty; if it is "before", the likeliest token before the penalty. If it is "always", every t
+    `order` has a letter for each part that runs: r for the penalty, t for temperature, k, p and m
+    for the filters, s for softmax. With `greedy` = "after", t = 0 chooses the likeliest token after
+    the penalty; with "before", the likeliest token before the penalty. With "always", every t
     chooses the likeliest token after the penalty and the filters."""
     if greedy == "before" and t == 0:
         return int(logits.argmax())

@@ -51,11 +51,11 @@ def nucleus(
     back: str = "scatter",
     first: bool = False,
 ) -> LogitsForm:
-    """A wrong top-p. `cut(probabilities, sums, p)` gives the mask of cut tokens in sorted order.
+    """A wrong top-p. `cut(numbers, sums, p)` gives the mask of cut tokens in sorted order.
 
-    `of` computes the numbers to sort, and `share` computes the numbers to sum. `back` says
-    how the mask gets back to the order of the ids: "scatter" is right, "gather" permutes the wrong
-    way, "none" leaves the mask sorted.
+    `of` computes the numbers to sort from the logits, and `share` the numbers to sum from the
+    sorted numbers. `back` says how the mask gets back to the order of the ids: "scatter" is right,
+    "gather" permutes the wrong way, "none" leaves the mask sorted.
     With `first`, the first sorted token always stays."""
 
     def form(logits: Tensor, p: float) -> Tensor:
@@ -143,10 +143,11 @@ DrawForm = Callable[[Tensor, float], int]
 def first_over(
     sums: Callable[[Tensor], Tensor], exceeds: Callable[[float, float], bool] = operator.gt
 ) -> tuple[DrawForm, ...]:
-    """Wrong ways to draw a token. Each returns the first id at which `sums(logits)` exceeds u.
+    """Wrong ways to draw a token. Each returns the first id for which `exceeds(sum, u)` is true.
 
-    They differ in what they return if no sum exceeds u: None (-1 here), the first id, the last id,
-    the last id that is not cut, the likeliest id, or V."""
+    `sums(logits)` computes the sums of all ids. The ways differ in what they return if there is no
+    such id: None (-1 here), the first id, the last id, the last id that is not cut, the likeliest
+    id, or V."""
 
     def form(other: Callable[[Tensor], int]) -> DrawForm:
         return lambda logits, u: next(
@@ -184,10 +185,11 @@ def stop_form(
     shows: Callable[[str, int, Sequence[str]], str] = lambda text, at, stops: text[:at],
     rest: Callable[[str, int, Sequence[str]], str] = lambda text, at, stops: "",
 ) -> StopForm:
-    """A wrong cut_at_stop.
+    """A wrong cut_at_stop. Without arguments, a right one.
 
-    `find` returns the place of the stop string, and `hold` returns how many characters are held
-    back."""
+    `find` returns the index of the stop string, or None. If there is a stop string, `shows` returns
+    the text to show, and `rest` the text to hold back. If there is none, `hold` returns how many
+    characters to hold back."""
 
     def form(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
         at = (find or earliest)(text, stops)
@@ -200,7 +202,7 @@ def stop_form(
 
 
 def earliest(text: str, stops: Sequence[str]) -> int | None:
-    """The place at which the first stop string begins in the text, or None."""
+    """The index at which the earliest stop string in the text begins, or None."""
     return min((text.find(stop) for stop in stops if stop in text), default=None)
 
 
@@ -210,7 +212,7 @@ def longest(text: str, stops: Sequence[str]) -> int:
 
 
 def shorter_ends(text: str, stops: Sequence[str]) -> int:
-    """A wrong `longest`: ignores a suffix that lacks only the last character of a stop string."""
+    """A wrong `longest`: ignores a suffix that is a stop string without its last character."""
     return max((n for n in ends(text, stops) if any(
         text.endswith(s[:n]) and n < len(s) - 1 for s in stops)), default=0)  # fmt: skip
 

@@ -36,7 +36,7 @@ PARTS = {"r": "repetition_penalty", "t": "temperature", "k": "top_k", "p": "top_
 INF = float("inf")
 NEARLY_ONE = 1 - 2**-53  # the largest float64 below 1
 LIMIT_S = 2.0  # seconds for one call; correct code takes well under a millisecond
-CLOSE = 1e-6  # the tolerance for probabilities; a learner can compute in float32
+CLOSE = 1e-6  # the tolerance for probabilities, because a learner can compute in float32
 V = 8
 
 
@@ -51,13 +51,13 @@ def _random(seed: int, size: int = V) -> Tensor:
 
 
 def _partly_cut(seed: int) -> Tensor:
-    """Random logits, two of which an earlier filter has cut."""
+    """Random logits, two of which are -inf, as if an earlier filter had cut them."""
     return _random(seed).index_fill(0, torch.tensor([0, 4]), -INF)
 
 
 FIVE = _logits([0.05, 0.4, 0.1, 0.25, 0.2])
 PEAKED = _logits([0.03, 0.02, 0.85, 0.1])
-EQUAL_TEN = torch.zeros(10, dtype=torch.float64)  # ten probabilities of 0.1 add up to less than 1
+EQUAL_TEN = torch.zeros(10, dtype=torch.float64)  # after rounding, ten times 0.1 is less than 1
 
 
 class LearnerSampling(LearnerFunctions):
@@ -66,7 +66,8 @@ class LearnerSampling(LearnerFunctions):
     def __init__(self, file: LearnerFile, say: Say) -> None:
         super().__init__(file, say, FUNCTIONS, STEPS, MISTAKES)
         self.notes: dict[str, str] = {}
-        self.ran: frozenset[int] = frozenset()  # the lines that ran in the call with the wrong id
+        # the lines that ran in the first wrong call of next_token
+        self.ran: frozenset[int] = frozenset()
 
     def logits(self, step: int, logits: Tensor, *more: Any) -> Tensor:
         """What the learner's function for `step` returns for `logits`, as float64 (V,).
@@ -89,16 +90,16 @@ class LearnerSampling(LearnerFunctions):
                 step,
                 "shape",
                 f"`{name}` returns shape {tuple(got.shape)}, expected {of}" + self.quoted(step),
-                "which shape does logits have here? does it have a batch dimension?",
+                "which shape does logits have here, and is there a batch dimension?",
             )
         if not torch.equal(given, logits):
             self.notes[name] = "it changes the logits that it gets; return new ones instead"
         return got.detach().to(torch.float64)
 
     def token(self, step: int, *arguments: Any) -> int:
-        """The id that the learner's function for `step` returns. -1 if it returns None.
+        """The id that the learner's function for `step` returns, or -1 for None.
 
-        Raises CheckFailed if the function does not return a whole number."""
+        Raises CheckFailed for any other result that is not a whole number."""
         got = self.ask(step, *arguments)
         if got is None:
             return -1
@@ -135,8 +136,9 @@ class LearnerSampling(LearnerFunctions):
     def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
         """The CheckFailed for the known mistake `slug`. It quotes a line of the step's function.
 
-        Takes the first of the mistake's patterns that matches a line. If it matches several lines,
-        quotes the first of them; for the pattern `return`, the last."""
+        The mistake's `at` joins patterns by `|`. Takes the first pattern that matches a line. If it
+        matches several lines, prefers those in `ran`, and quotes the first of them; for `return`,
+        the last. Quotes a line such as `if p >= 1:` only if no other line matches."""
         mistake = next(m for m in MISTAKES if m.slug == slug)
         lines = self.source.lines_of(FUNCTIONS[(more.get("step") or mistake.step) - 1])
         guards = self.source.matches(r"^\s*if (p|k|m)\b.*:\s*$", lines)  # such as `if p >= 1:`
@@ -152,7 +154,8 @@ class LearnerSampling(LearnerFunctions):
     def wrong_softmax(self, step: int | None) -> CheckFailed | None:
         """The CheckFailed for a wrong softmax that the file defines and the step's function uses.
 
-        None if there is no such softmax, or if it is right."""
+        None if the function uses no softmax of the file, or if that softmax is right or cannot be
+        called with one tensor. A softmax is recognised by its name."""
         lines = self.source.lines_of(FUNCTIONS[step - 1]) if step else None
         given = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
         for name in sorted(self.source.helpers.names_used(lines or (), FUNCTIONS)):
@@ -301,26 +304,34 @@ def _is_reordered(got: Tensor, wanted: Tensor) -> bool:
     return _same(got.sort().values, wanted.sort().values)
 
 
-def _numbers(values: Tensor) -> str:
-    return "[" + ", ".join(f"{value:.3g}" for value in values.tolist()) + "]"
+def _numbers(values: Tensor, digits: int = 3) -> str:
+    return "[" + ", ".join(f"{value:.{digits}g}" for value in values.tolist()) + "]"
+
+
+def _unequal(got: Tensor, wanted: Tensor) -> str:
+    """The words "returns ..., expected ...", with so many digits that the numbers differ."""
+    digits = 3
+    while digits < 17 and _numbers(got, digits) == _numbers(wanted, digits):
+        digits += 1
+    return f"returns {_numbers(got, digits)}, expected {_numbers(wanted, digits)}"
 
 
 def _kept(values: Tensor) -> list[int]:
-    """The ids of the tokens whose logits are not cut. A logit of -inf or -1e9 counts as cut."""
+    """The ids of the tokens that are not cut. Every logit of -1e4 or less counts as cut."""
     return [i for i, value in enumerate(values.tolist()) if value > -1e4]
 
 
 def _shown_logits(name: str, logits: Tensor, *more: Any) -> str:
     *arguments, got, wanted = more
     given = ", ".join(map(str, [_numbers(logits), *arguments]))
-    return f"{name}({given}) returns {_numbers(got)}, expected {_numbers(wanted)}"
+    return f"{name}({given}) {_unequal(got, wanted)}"
 
 
 def _shown_kept(setting: str, logits: Tensor, value: Any, got: Tensor, wanted: Tensor) -> str:
     mine, right = _kept(got), _kept(wanted)
     text = f"for probabilities {_numbers(torch.softmax(logits, 0))} and {setting} = {value:g}"
     if mine == right:
-        return f"{text} it returns {_numbers(got)}, expected {_numbers(wanted)}"
+        return f"{text} it {_unequal(got, wanted)}"
     kept = f"the ids {mine}" if mine else "nothing"
     return f"{text} it keeps {kept}, expected {right}"
 
@@ -438,7 +449,7 @@ def _draw(learner: LearnerSampling) -> None:
 
 
 def _edges_of_draw(learner: LearnerSampling, cut: Tensor) -> None:
-    """Test the draw at u = 0 and at u almost 1. A wrong token gives a note, not a failure."""
+    """Test the draw at u = 0 and at u almost 1. A wrong token or an error gives only a note."""
     for logits, u, right, why in (
         (cut, 0.0, 1, "u = 0 gives a token that is cut; the sum must be larger than u, not equal "
                       "to it"),
@@ -458,7 +469,7 @@ def _id(token: int) -> str:
 
 
 def _settings() -> list[tuple[float, int, float, float, float]]:
-    """Values of t, k, p, m and penalty for which a wrong order of the parts gives other tokens."""
+    """Values of t, k, p, m and penalty. Some of them give other tokens if parts change places."""
     return [
         (1.0, V, 1.0, 0.0, 1.0),
         (0.6, V, 1.0, 0.0, 1.5),
@@ -533,7 +544,9 @@ def _shown_choice(case: Case, got: int) -> str:
 def _order(
     learner: LearnerSampling, cases: Sequence[Case], got: list[int], evidence: str
 ) -> CheckFailed:
-    """The CheckFailed for a next_token whose parts come in the wrong order or are missing."""
+    """The CheckFailed for a next_token that returns wrong ids.
+
+    Tries the known mistakes first, then parts that are left out, then other orders of the parts."""
 
     tried = list(zip(cases, got, strict=True))
     # compare the wrong results first, because they rule out most orders

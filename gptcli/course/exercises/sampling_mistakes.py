@@ -63,7 +63,7 @@ STEPS = (
         "if the likeliest token has probability 0.4, how likely must a token be to stay at "
         "p = 0.5?",
         "the threshold is p times the largest probability",
-        "cut where probabilities < p * probabilities.max()",
+        "cut the tokens with probabilities < p * probabilities.max()",
     ),
     Step(
         "repetition penalty",
@@ -84,7 +84,7 @@ STEPS = (
         "does each part get the logits that the part before it returned?",
         "penalty, temperature, top-k, top-p, min-p, draw, in this order; at t = 0, the largest "
         "logit after the penalty",
-        "pass the result of each function to the next one; test t == 0 before you divide by it",
+        "pass the result of each function to the next one; test t == 0 before you divide by t",
     ),
     Step(
         "stop strings",
@@ -98,7 +98,7 @@ STEPS = (
 
 # The functions in `forms`. Steps 1 to 4: (logits, value) -> logits.
 # Step 5: (logits, seen_ids, penalty) -> logits. Step 6: (logits, u) -> id.
-# Step 7: any_choice with some arguments set. Step 8: (text, stops) -> (show, hold, stopped).
+# Step 7: (the arguments of next_token) -> id. Step 8: (text, stops) -> (show, hold, stopped).
 # fmt: off
 MISTAKES = (
     ExerciseMistake("helper-is-no-softmax", 3, "def softmax(t): t.exp() / t.sum()",
@@ -107,7 +107,7 @@ MISTAKES = (
             "e = t.exp(); return e / e.sum()", at=r"exp|sum|return"),
     ExerciseMistake("returns-probabilities", 1, "softmax(logits / t)",
             "your `{name}` returns probabilities, not logits",
-            "every step takes logits and returns logits; only draw turns them into probabilities",
+            "steps 1 to 5 take logits and return logits; draw computes the softmax of what it gets",
             "return logits; the softmax of probabilities would make all tokens nearly equally "
             "likely",
             at=r"softmax|exp\(|return"),
@@ -117,11 +117,11 @@ MISTAKES = (
             "cut in the original tensor; sort only to find the threshold",
             at=r"sort|topk|return"),
     ExerciseMistake("zero-for-cut", 2, "0 instead of -inf",
-            "your `{name}` gives 0 to the tokens that it cuts",
+            "your `{name}` gives the logit 0 to the tokens that it cuts",
             "a token with the logit 0 still has a probability, because e^0 = 1",
             'use float("-inf"), which the softmax turns into 0', at=r"\b0\b|\b0\.0|zero|\*"),
     ExerciseMistake("all-cut", 3, "cuts every token",
-            "your `{name}` cuts all {of} tokens, so nothing can be drawn",
+            "after your `{name}` all {of} logits are -inf or nan, so no token can be drawn",
             "every setting must keep at least the likeliest token",
             "always keep the likeliest token", at=r"<=|>=|<|>"),
     ExerciseMistake("multiplied", 1, "logits * t", "you multiply the logits by t",
@@ -131,7 +131,7 @@ MISTAKES = (
             "you divide probabilities by t", "a division of probabilities only changes their sum",
             "divide the logits", (lambda x, t: torch.softmax(x, 0) / t,), r"softmax|/"),
     ExerciseMistake("temperature-unused", 1, "return logits",
-            "your temperature changes nothing",
+            "your temperature changes no probability",
             "the same number added to all logits changes no probability, but a division does",
             "divide the logits by t", (lambda x, t: x,), r"return|-="),
     ExerciseMistake("temperature-squared", 1, "logits / t**2, or / sqrt(t)",
@@ -146,7 +146,8 @@ MISTAKES = (
             "compare with the k-th largest logit, and cut with <", (ranks(0, -1), lambda x, k:
              ranks(0)(x, max(1, k - 1))), r"<=|>|- 1|topk|sort"),
     ExerciseMistake("one-too-many", 2, "sorted[k] as the threshold",
-            "you keep one token too many", "indices begin at 0, so the k-th largest is at k - 1",
+            "you keep one token too many",
+            "indices begin at 0, so the k-th largest is at index k - 1",
             "take the k-th largest itself as the threshold",
             (ranks(0, 1),), r"\[k|\+ 1|topk|sort|\["),
     ExerciseMistake("keeps-the-smallest", 2, "ascending order, or the mask turned round",
@@ -231,7 +232,7 @@ MISTAKES = (
             "take the softmax first; or compare logits with logits.max() + log(p)",
             (keeping(lambda x, p: x >= p * x.max()), keeping(lambda x, p: x >= x.max() - p),
              keeping(lambda x, p: x >= x.max() - (1 - p))), r"max|<|>"),
-    ExerciseMistake("not-the-largest", 4, "mean, median or min instead of max, or 1 - p",
+    ExerciseMistake("not-the-largest", 4, "mean, median or min instead of max, 1 - p, or max - p",
             "your threshold is not p times the largest probability",
             "min-p compares every token with the likeliest one", "use probabilities.max()",
             (cut_below(lambda q, p: p * q.mean()), cut_below(lambda q, p: p * q.min()),
@@ -262,7 +263,8 @@ MISTAKES = (
             r"if |where|<|>|/|\*"),
     ExerciseMistake("penalty-subtracted", 5, "logits[i] - penalty",
             "you subtract the penalty, or its logarithm",
-            "the penalty is a factor, and 1 changes nothing", "divide or multiply by the penalty",
+            "the penalty is a factor: a penalty of 1 must change nothing",
+            "divide or multiply by the penalty",
             (penalised(lambda x, r: x - r), penalised(lambda x, r: x - math.log(r)), penalised(
                 lambda x, r: x - r, once=False)), r"-"),
     ExerciseMistake("each-occurrence", 5, "for i in seen_ids, in place",
@@ -392,7 +394,7 @@ MISTAKES = (
             "which the temperature changes", "call temperature before the filters",
             at=r"temperature|/ ?t\b"),
     ExerciseMistake("filters-reordered", 7, "top-p before top-k",
-            "you apply the filters in another order: {what}",
+            "you apply the filters in the order {what}, not in the order top-k, top-p, min-p",
             "each filter works on the tokens that the filter before it kept",
             "call top_k, then top_p, then min_p", at=r"top_p|min_p"),
     ExerciseMistake("softmax-twice", 7, "draw(logits.softmax(0), u)",
@@ -411,7 +413,7 @@ MISTAKES = (
                 shows=lambda t, at, s: t)), r"True|len\(|return"),
     ExerciseMistake("rest-held", 8, "the text after the stop string as hold",
             "after a stop string you still hold text back",
-            "the text after a stop string is thrown away",
+            "the stop string and the text after it are never shown",
             'return text[:at], "", True',
             (stop_form(rest=lambda t, at, s: t[at:]), stop_form(
                 rest=lambda t, at, s: t[end_of_stop(t, at, s):])), r"True"),
@@ -438,8 +440,9 @@ MISTAKES = (
             "the text ends at the first occurrence", "use find, not rfind",
             (stop_form(find=lambda t, s: min((t.rfind(x) for x in s if x in t), default=None)),),
             r"rfind|rsplit|rpartition|rindex|-1"),
-    ExerciseMistake("nothing-held", 8, "no hold", "you hold no text back",
-            "a stop string can lie across two tokens: its beginning must not be shown",
+    ExerciseMistake("nothing-held", 8, "no hold",
+            "you do not hold back the beginning of a stop string",
+            "a stop string can lie across two tokens, and no part of it may be shown",
             "hold the longest end of text that is the beginning of a stop string",
             (stop_form(hold=lambda t, s: 0), stop_form(hold=lambda t, s: 0, rest=lambda t, at, s:
              t[end_of_stop(t, at, s):])), r"startswith|endswith|text\[-|return"),

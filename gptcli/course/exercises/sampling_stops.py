@@ -13,7 +13,7 @@ Three = tuple[str, str, bool]
 
 
 def _short_texts(count: int) -> list[tuple[str, list[str]]]:
-    """Texts and stop strings of the letters a and b.
+    """`count` texts, each with 1 to 3 stop strings, all made of the letters a and b.
 
     The end of a text is often the beginning of a stop string."""
     rng = random.Random(7)
@@ -74,7 +74,7 @@ def check_stops(learner: LearnerFunctions) -> None:
 
 
 def _three(learner: LearnerFunctions, text: str, stops: list[str]) -> Three:
-    """(show, hold, stopped) from the learner's function. If show or hold is None, it becomes ""."""
+    """(show, hold, stopped) from the learner's function. None as show or hold becomes ""."""
     given = list(stops)
     got = learner.ask(8, text, given)
     if not isinstance(got, (tuple, list)) or len(got) != 3:

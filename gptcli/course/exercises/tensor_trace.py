@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from gptcli.course.uninitialised import clear_if_uninitialised
 
 MOST_TENSORS = 4000  # the most operations that a trace keeps
-MOST_NUMBERS = 1 << 20  # a trace keeps no tensor with more numbers
+MOST_NUMBERS = 1 << 20  # a trace keeps no tensor with more numbers than this
 _DROPOUT = {
     "dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
     "feature_dropout", "feature_alpha_dropout", "native_dropout",
@@ -30,7 +30,9 @@ _LEAVES = {"item", "tolist", "numpy", "__float__", "__array__"}
 class Operation:
     """One torch operation of a forward pass. `line` is a line of the learner's file, or None.
 
-    `cuts` is true if an input of the operation requires a gradient, but its result does not."""
+    `results` holds the floating-point tensors that the operation returned. `cuts` is true if an
+    input of the operation requires a gradient, but its result does not. New tensors, such as
+    zeros_like(x), do not count as cuts."""
 
     name: str
     line: int | None
@@ -41,9 +43,10 @@ class Operation:
 class TensorTrace(TorchFunctionMode):
     """Record the operations of a forward pass that runs in `with trace:`, up to MOST_TENSORS.
 
-    `changed` is the first operation that changed `x`. `refused` is the latest operation that raised
-    an exception, with its tensors. With `quiet`, torch's dropout functions return their input. With
-    `deep`, an operation in a submodule gets the line of the submodule's code."""
+    `changed` is the first operation that changed `x`. `refused` has the name and the tensors of the
+    latest operation that raised an exception. With `quiet`, torch's dropout functions return their
+    input. With `deep`, an operation in a submodule gets the line inside the submodule's code, if
+    the code is in the learner's file."""
 
     def __init__(
         self,
@@ -57,7 +60,6 @@ class TensorTrace(TorchFunctionMode):
         super().__init__()
         self.operations: list[Operation] = []
         self.changed: Operation | None = None
-        # the name and tensors of the latest operation that raised an exception
         self.refused: tuple[str, tuple[Tensor, ...]] | None = None
         self._path, self._module, self._quiet = str(path), module, quiet
         self._deep = deep
@@ -120,7 +122,7 @@ class TensorTrace(TorchFunctionMode):
 
     @property
     def lines(self) -> frozenset[int]:
-        """The learner's lines that ran an operation."""
+        """The numbers of the learner's lines that occur in `operations`."""
         return frozenset(one.line for one in self.operations if one.line is not None)
 
     @classmethod
@@ -133,9 +135,10 @@ class TensorTrace(TorchFunctionMode):
         return trace
 
     def place_of(self, wanted: Tensor, *, in_parts: bool = True) -> int | None:
-        """The index of the first operation that makes the numbers of `wanted`, in any order.
+        """The index of the first operation that makes the numbers of `wanted`, or None.
 
-        With `in_parts`, several operations of one line can make the numbers together."""
+        The numbers can be in any order. With `in_parts`, several operations of one line can make
+        the numbers together: then the index is that of the last of these operations."""
         goal = wanted.double().flatten().sort().values
         for i, operation in enumerate(self.operations):
             for tensor in operation.results:
@@ -180,7 +183,7 @@ class TensorTrace(TorchFunctionMode):
         return self._parts[key]
 
     def has_part(self, wanted: Tensor) -> bool:
-        """Whether the result of an operation has only numbers of `wanted`, such as one token's.
+        """Whether an operation's result has only numbers of `wanted`, such as those of one token.
 
         A result of zeros does not count."""
         goal = wanted.double().flatten()
@@ -198,9 +201,10 @@ class TensorTrace(TorchFunctionMode):
         return self.place_of(wanted, in_parts=in_parts) is not None
 
     def line_after(self, wanted: Iterable[Tensor]) -> int | None:
-        """The line of the learner's file that is the first to compute something after `wanted`.
+        """The first line of the learner's file that computes something after `wanted`, or None.
 
-        Skips lines that only reshape these tensors, unless no other line follows."""
+        If the trace has none of `wanted`, searches from the first operation on. Skips lines that
+        only reshape or split a tensor, unless no other line follows."""
         places = [place for one in wanted if (place := self.place_of(one)) is not None]
         after = self.operations[max(places) + 1 :] if places else self.operations
         held = list(self.operations[max(places)].results) if places else []
@@ -212,8 +216,7 @@ class TensorTrace(TorchFunctionMode):
 
 
 class Healed(TorchFunctionMode):
-    """A context in which detach, .data and no_grad do not cut the graph of autograd, except on the
-    lines in `broken`."""
+    """A context in which detach, .data and no_grad cut no gradient, except on lines in `broken`."""
 
     def __init__(self, trace: TensorTrace, broken: set[int]) -> None:
         super().__init__()
@@ -235,8 +238,10 @@ class Healed(TorchFunctionMode):
 
 
 def _only_reshapes(operation: Operation, held: list[Tensor]) -> bool:
-    """Whether the operation computes nothing. Either it only changes the leading dimensions of a
-    tensor in `held`, or it splits a tensor into parts, as a loop over a tensor does."""
+    """Whether the operation computes nothing, but only reshapes or splits a tensor.
+
+    To reshape is to change only the leading dimensions of a tensor in `held`. A loop over a tensor
+    splits the tensor."""
     if operation.name in ("unbind", "__iter__"):
         return True
     return all(

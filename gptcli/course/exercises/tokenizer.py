@@ -1,7 +1,8 @@
 """The reference of the tokenizer exercise: byte-pair encoding in five steps.
 
-Ids 0 to 255 are the bytes; merge number i makes id 256 + i. The text is not cut into words first.
-Source: Sennrich, Haddow, Birch 2016, algorithm 1, on bytes as in GPT-2 (Radford et al. 2019).
+Ids 0 to 255 are the bytes. Merge number i (from 0) makes id 256 + i. The text is not cut into words
+first. Source: Sennrich, Haddow, Birch 2016, algorithm 1, on bytes as in GPT-2 (Radford et al.
+2019).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
 
 
 def to_bytes(text: str) -> list[int]:
-    """The bytes of the text as ids 0 to 255."""
+    """The UTF-8 bytes of the text, as ids 0 to 255."""
     return list(text.encode("utf-8"))
 
 
@@ -58,7 +59,8 @@ def learn(
 ) -> list[Pair]:
     """Steps 1 and 2: learn at most `num_merges` merges from a text.
 
-    The keyword arguments replace parts of the computation, to imitate known mistakes."""
+    Stops if every pair occurs fewer than `least` times. The other keyword arguments replace parts
+    of the computation, to imitate known mistakes."""
     ids, merges = begin(text), []
     for i in range(num_merges):
         counts = counting(ids)

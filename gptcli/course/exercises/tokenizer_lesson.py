@@ -7,7 +7,8 @@ import inspect
 import operator
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ WORDS = (
     "low low low low low lower lower newest newest newest newest newest newest widest widest "
     "widest she sells sea shells by the sea shore"
 )
-# In this text, four rules choose four different pairs for the first merge: by rank, by place, by
-# length and by frequency.
+# After training on this text, four rules encode the reversed text differently: by rank, by place,
+# by length and by frequency.
 MIXED = "ccadbabacdbdababdcbdbabdbbaabbbbccbbbbdcacdbbcaccacacccdcbddbacacdadcdadabbabdcccdaccadabc"
 TRAINED = (
     (CLASSIC, 3),
@@ -70,17 +71,29 @@ class LearnerTokenizer(Explainer):
         """The result of `call`, which runs the learner's code.
 
         Exceptions, and a call that takes longer than LIMIT_S, become CheckFailed."""
-        self.say(f"step {step}: {doing}")
+        try:
+            return self.limited(doing, step, call)
+        except CheckFailed:
+            raise
+        except (Exception, SystemExit) as error:
+            raise self.stopped(error, doing, step_named_in(error) or step) from error
+
+    def limited(self, doing: str, step: int, call: Callable[[], Any]) -> Any:
+        """The result of `call`, which runs the learner's code. Exceptions of the code pass through.
+
+        A call that takes longer than LIMIT_S becomes CheckFailed, at `step`. A `step` of 0 stands
+        for the step of training, 1 or 2, in which the code was."""
+        self.say(f"step {step or 1}: {doing}")
         try:
             with within(LIMIT_S):
                 return call()
         except TookTooLong as error:
-            raise self.endless(error, doing, step) from None
-        except (Exception, SystemExit) as error:
-            raise self.stopped(error, doing, step_named_in(error) or step) from error
+            raise self.endless(error, doing, step or self.step_of_training(error)) from None
 
     def endless(self, error: TookTooLong, doing: str, step: int) -> CheckFailed:
-        """The CheckFailed for code that does not end. It quotes the line that ran last."""
+        """The CheckFailed for code that does not end.
+
+        Quotes the line that ran last, unless the line cannot belong to `step`."""
         place = place_of(error, self.file.path)
         known = self.steps[step - 1]
         region = self.region(step) if step <= 2 else None
@@ -98,7 +111,7 @@ class LearnerTokenizer(Explainer):
         )
 
     def needs(self, method: str) -> None:
-        """Raise CheckFailed if the learner's class has no such method."""
+        """Raise CheckFailed if the learner's class has no method `method`."""
         if not callable(getattr(self.cls, method, None)):
             own = [n for n in vars(self.cls) if not n.startswith("__") and n not in METHODS]
             raise self.missing(METHODS[method], "method", method, own)
@@ -107,19 +120,21 @@ class LearnerTokenizer(Explainer):
         """A new instance of the learner's class, after `train(text, n)`."""
         self.needs("train")
         doing = f"train({_short(text)}, {n})"
-        mine = self.ask("building a Tokenizer()", 1, self.cls)
-        self.say(f"step 1: {doing}")
+        mine = self.new()
         try:
-            with within(LIMIT_S):
-                mine.train(text, n)
-        except TookTooLong as error:
-            raise self.endless(error, doing, self.step_of_training(error)) from None
+            self.limited(doing, 0, lambda: mine.train(text, n))
+        except CheckFailed:
+            raise
         except (Exception, SystemExit) as error:
             step = self.step_of_training(error)
             if step == 1 and isinstance(error, UnicodeError):
                 raise self.mistake("not-utf8", f" (train stops: {in_words(error)})") from error
             raise self.stopped(error, doing, step) from error
         return mine
+
+    def new(self) -> Any:
+        """A new instance of the learner's class."""
+        return self.ask(f"building `{self.cls.__name__}`", 1, self.cls)
 
     def watched(self, text: str, n: int) -> Watch:
         """A record of the values that the learner's functions hold and return while they train."""
@@ -154,7 +169,7 @@ class LearnerTokenizer(Explainer):
         return self.source.find(pattern, self.region(step))
 
     def region(self, step: int) -> set[int] | None:
-        """The lines where `step`, 1 or 2, can be: in `train`, or in functions that it calls."""
+        """The lines that can belong to `step`, 1 or 2: in `train`, or in functions called there."""
         watch = self.watched(BEGIN, 1)
         pair = reference.learn(BEGIN, 1)[0]
         merged = reference.merge(reference.to_bytes(BEGIN), pair, 256)
@@ -166,13 +181,15 @@ class LearnerTokenizer(Explainer):
         return {line for name in names for line in self.source.lines_of(name) or ()}
 
     def mistake(self, slug: str, evidence: str = "", **facts: Any) -> CheckFailed:
-        """The CheckFailed for the mistake `slug`. It quotes a line that belongs to that step."""
+        """The CheckFailed for the mistake `slug`. It quotes a line of the mistake's step."""
         step = next(m.step for m in MISTAKES if m.slug == slug)
         if step <= 2 and "within" not in facts and "line" not in facts:
             within = self.region(step)
             if step == 2:
                 at = next(m.at for m in MISTAKES if m.slug == slug)
                 if self.source.find(at, within) is None:
+                    if slug in _OF_MERGING:
+                        facts["line"] = self.line_of(2)
                     within = self.source.lines_of("train")
             facts["within"] = within
         if step == 5 and "line" not in facts:
@@ -185,7 +202,7 @@ class LearnerTokenizer(Explainer):
         return super().mistake(slug, evidence, **facts)
 
     def step_of_training(self, error: BaseException) -> int:
-        """The step, 1 or 2, in which train raised the exception."""
+        """The step in which train raised `error`: the step that `error` names, or else 1 or 2."""
         if (named := step_named_in(error)) is not None:
             return named
         place = place_of(error, self.file.path)
@@ -206,10 +223,10 @@ class LearnerTokenizer(Explainer):
             return 2
         return 1
 
-    def merges(self, mine: Any, n: int = 0, step: int = 0) -> list[Pair]:
-        """The learner's merges in order. They can be a dict {pair: id} or a list of pairs.
+    def merges(self, mine: Any, step: int = 0) -> list[Pair]:
+        """The learner's merges in order, from a dict {pair: id} or from a list of pairs.
 
-        `step` is 5 for merges that load has read. Raises CheckFailed if they are anything else."""
+        `step` is 5 for merges that load has read. Raises CheckFailed for any other `merges`."""
         found: Any = getattr(mine, "merges", None)
         pairs = _pairs_of(found)
         if pairs is not None:
@@ -238,7 +255,7 @@ class LearnerTokenizer(Explainer):
         )
 
     def quoted(self, name: str) -> str:
-        """Quotes the last `return` line of the method `name`, or the `def` line if it has none."""
+        """The quote of the last `return` line of the method `name`, or else of its `def` line."""
         lines = self.source.lines_of(name)
         returns = self.source.matches(r"\breturn\b", lines)
         return self.source.quote(returns[-1] if returns else self.source.find(r"def ", lines))
@@ -250,6 +267,7 @@ class LearnerTokenizer(Explainer):
         return self.mistake("merges-of-bytes", f" ({when} it is {_short(found)})")
 
 
+_OF_MERGING = ("merge-overlapping", "merge-from-right", "merge-first-only", "last-id-lost")
 MERGES = r"merg|replac|appl|join|combin|substitut|fuse|swap"
 
 
@@ -262,7 +280,7 @@ def _hashable(found: dict[Any, Any]) -> bool:
 
 
 def _pairs_of(found: Any) -> list[Pair] | None:
-    """The pairs in a learner's `merges`, in order; None if it is no dict or list of pairs."""
+    """The pairs in a learner's `merges`, in order. None if `merges` is no dict or list of pairs."""
     try:
         if isinstance(found, dict):
             new = {pair: operator.index(i) for pair, i in found.items()}
@@ -298,7 +316,7 @@ class TokenizerLesson(Lesson[LearnerTokenizer]):
 
 
 def tokenizer_class(file: LearnerFile) -> type[Any]:
-    """Run the file and return its tokenizer class, after a test that it has all methods.
+    """Run the file and return its tokenizer class, after a test that the class has all methods.
 
     Raises GptcliError if the class or a method is missing, or if the constructor needs an
     argument."""
@@ -330,8 +348,10 @@ def _class_of(file: LearnerFile) -> type[Any]:
         like = nearest(file.class_name, others)
         raise GptcliError(
             f"{file.name}: there is no class `{file.class_name}`"
-            + (f"; it has {', '.join(f'`{other}`' for other in others)}" if others else ""),
-            f"should `{like}` have that name?" if like else f"write `class {file.class_name}`",
+            + (f"; the file has {', '.join(f'`{other}`' for other in others)}" if others else ""),
+            f"should `{like}` be called `{file.class_name}`?"
+            if like
+            else f"write `class {file.class_name}`",
         )
     found: type[Any] = cls
     needed = [
@@ -341,9 +361,9 @@ def _class_of(file: LearnerFile) -> type[Any]:
     ]
     if needed:
         raise GptcliError(
-            f"{file.name}: `{file.class_name}` needs an argument `{needed[0]}`, "
-            "which is not available",
-            "gptcli calls Tokenizer() without arguments; train(text, num_merges) gets the text",
+            f"{file.name}: the constructor of `{file.class_name}` needs an argument `{needed[0]}`",
+            f"gptcli calls {file.class_name}() without arguments; train(text, num_merges) gets the "
+            "text",
         )
     return found
 
@@ -353,7 +373,7 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
     numbered = True
     for text, n in TRAINED:
         mine = learner.trained(text, n)
-        found.append(learner.merges(mine, n))
+        found.append(learner.merges(mine))
         ids = sorted(mine.merges.values()) if isinstance(mine.merges, dict) else []
         numbered = numbered and (not ids or ids == list(range(256, 256 + len(ids))))
     for least in (1, 2):  # it is also right to stop if every pair occurs only once
@@ -370,10 +390,11 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
         ids = sorted(learner.trained(*TRAINED[0]).merges.values())
         raise learner.mistake("wrong-new-id", f" (your ids are {ids[0]} to {ids[-1]})")
     for text, n in SHORT:
-        mine = learner.cls()
-        learner.say(f"step 1: train({_short(text)}, {n})")
+        mine = learner.new()
         try:
-            mine.train(text, n)
+            learner.limited(f"train({_short(text)}, {n})", 0, partial(mine.train, text, n))
+        except CheckFailed:
+            raise
         except (Exception, SystemExit) as error:
             raise learner.mistake(
                 "too-few-pairs", "", text=text, n=n, error=in_words(error)
@@ -392,8 +413,8 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
 
 
 def _shared(learner: LearnerTokenizer, learnt: list[Pair]) -> CheckFailed | None:
-    """The CheckFailed if a new tokenizer already has the merges that another learnt, or None."""
-    fresh = learner.ask("building a Tokenizer()", 1, learner.cls)
+    """The CheckFailed if a new tokenizer already has another tokenizer's merges; else None."""
+    fresh = learner.new()
     if not learnt or _pairs_of(getattr(fresh, "merges", None)) != learnt:
         return None
     names = learner.source.functions()
@@ -402,7 +423,8 @@ def _shared(learner: LearnerTokenizer, learnt: list[Pair]) -> CheckFailed | None
     line = next((line for line in outside if line not in inside), None)
     if line is None:  # an argument's default value is made only once
         line = learner.source.find(r"def __init__\(.*=\s*(\{|\[|dict\(|list\()")
-    return learner.mistake("merges-shared", line=line, within=(), count=len(learnt))
+    name = learner.cls.__name__
+    return learner.mistake("merges-shared", line=line, within=(), name=name, count=len(learnt))
 
 
 def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> CheckFailed:
@@ -412,7 +434,7 @@ def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> Check
         for got, wanted, (text, n) in zip(found, wants, TRAINED, strict=True)
         if got != wanted
     ]
-    # prefer a text whose very first merge is wrong: it is the clearest evidence
+    # prefer a text whose first merge is wrong, because this is the clearest evidence
     text, n, got, wanted = next((w for w in wrong if w[2][:1] != w[3][:1]), wrong[0])
     at = next(
         (i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b),
@@ -468,9 +490,9 @@ def _step_of_first_merge(
 ) -> int:
     """The step, 1 or 2, that makes a wrong first merge.
 
-    It is step 2 if train merges wrongly in a text for which it finds the correct pair. It is also
-    step 2 if train merges the correct pair, but returns another pair as the first merge. In all
-    other cases it is step 1."""
+    Step 1 if train does not find the most frequent pair of BEGIN, or if it merges no text's first
+    pair correctly. Else step 2 if train merges the correct pair wrongly in some text, or if it
+    merges the correct pair but keeps another pair as the first merge. In all other cases step 1."""
     if not learner.finds_pair() or (right := learner.merges_right()) is None:
         return 1
     if not right:
@@ -483,7 +505,7 @@ def _step_of_first_merge(
 
 
 def _last_of_each(merges: list[Pair]) -> list[Pair]:
-    """The merges without repeated pairs. A pair that was learnt twice keeps its last id."""
+    """The merges without repeated pairs. A pair that was learnt twice keeps its last place."""
     return list(dict.fromkeys(reversed(merges)))[::-1]
 
 
@@ -533,9 +555,11 @@ def _encoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
             f"your ids stand for the right bytes, but your encode merges the wrong pairs{evidence}",
         )
     for text in ("", "a", "é"):
-        learner.say(f"step 3: encode({text!r})")
         try:
-            ids = [operator.index(i) for i in mine.encode(text)]
+            encoded = learner.limited(f"encode({text!r})", 3, partial(_ids_of, mine, text))
+            ids = [operator.index(i) for i in encoded]
+        except CheckFailed:
+            raise
         except (Exception, SystemExit) as error:
             raise learner.mistake("short-text", "", text=text, error=in_words(error)) from error
         if ids != (wanted := reference.encode(merges, text)):
@@ -558,7 +582,8 @@ def _state_kept(
     """The CheckFailed if an earlier call changed what `method` returns; None if no call did.
 
     `method` returned `got`, but should return `wanted`. The file runs again, because its class can
-    hold results of earlier calls, too. Then `method` is called once more, on a new tokenizer."""
+    hold results of earlier calls, too. Then a new tokenizer learns from `training`, and `method` is
+    called on this tokenizer."""
     with contextlib.suppress(Exception, SystemExit, TookTooLong), within(LIMIT_S):
         fresh = _class_of(learner.file)()
         fresh.train(*training)
@@ -591,9 +616,11 @@ def _decoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
         found.append(_decoded(learner, mine, given := list(ids)))
         changed = changed or ((ids, given) if given != ids else None)
     for ids in invalid:
-        learner.say(f"step 4: decode({ids})")
+        given = list(ids)
         try:
-            found.append(mine.decode(given := list(ids)))
+            found.append(learner.limited(f"decode({ids})", 4, partial(mine.decode, given)))
+        except CheckFailed:
+            raise
         except UnicodeDecodeError as error:
             raise learner.mistake("strict-utf8", "", ids=ids, error=in_words(error)) from error
         except (Exception, SystemExit) as error:
@@ -650,20 +677,20 @@ def _saving(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
             raise learner.failed_at(
                 5,
                 "returns-nothing",
-                "your load returned None, not a Tokenizer" + learner.quoted("load"),
+                f"your load returned None, not a {learner.cls.__name__}" + learner.quoted("load"),
                 "what is the last line of load?",
             )
         if not hasattr(again, "merges"):
             raise learner.failed_at(
                 5,
                 "returns-nothing",
-                f"your load returned a {type(again).__name__}, not a Tokenizer"
+                f"your load returned a {type(again).__name__}, not a {learner.cls.__name__}"
                 + learner.quoted("load"),
                 "which object does load return?",
             )
         got = learner.merges(again, step=5)
         if got == held != merges:
-            count = f" ({len(got)} of {len(merges)} merges)"
+            count = f" ({len(got)} merges, expected {len(merges)})"
             raise learner.mistake("load-ignores-file", count)
         if len(got) != len(merges):
             raise learner.mistake("load-loses-merges", "", count=len(got), wanted=len(merges))
@@ -683,7 +710,7 @@ def _saving(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
 
 
 def _encoded(learner: LearnerTokenizer, mine: Any, text: str) -> list[int]:
-    ids = learner.ask(f"encode({_short(text)})", 3, lambda: mine.encode(text))
+    ids = learner.ask(f"encode({_short(text)})", 3, lambda: _ids_of(mine, text))
     try:
         return [operator.index(i) for i in ids]
     except TypeError:
@@ -695,6 +722,12 @@ def _encoded(learner: LearnerTokenizer, mine: Any, text: str) -> list[int]:
             f"encode({_short(text)}) returned {_short(ids)}, {what}{quote}",
             "what does encode return, and which type do its items have?",
         ) from None
+
+
+def _ids_of(mine: Any, text: str) -> Any:
+    """What the learner's encode returns; a list if encode is a generator."""
+    ids = mine.encode(text)
+    return list(ids) if isinstance(ids, Iterator) else ids
 
 
 def _decoded(learner: LearnerTokenizer, mine: Any, ids: list[int]) -> Any:

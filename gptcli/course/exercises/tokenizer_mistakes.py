@@ -1,4 +1,4 @@
-"""The steps of byte-pair encoding (BPE) and its bank of known mistakes."""
+"""The five steps of the tokenizer exercise and its bank of known mistakes."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ STEPS = (
         "merge",
         "if `aa` becomes one token, what becomes of `aaa`?",
         "go from left to right, replace each pair by the new id, and continue after the pair",
-        "at a pair, append the new id and go two ids on; else copy one id; then count again for "
-        "the next merge",
+        "at the pair, append the new id and go two ids on; at any other place, copy one id; then "
+        "count again for the next merge",
     ),
     Step(
         "encode",
         "of all known pairs in a text, which pair is merged first?",
         "start with the bytes; then merge the pair that was learnt earliest, again and again",
-        "take the pair with the smallest id in your merges and merge it; repeat until the text has "
-        "no known pair",
+        "of the known pairs in the text, merge the one with the smallest id; repeat until the text "
+        "has no known pair",
     ),
     Step(
         "decode",
@@ -51,7 +51,7 @@ STEPS = (
     Step(
         "save and load",
         "what does another program need to encode exactly as yours does?",
-        "it needs only the merges in their order: the bytes of the tokens follow from them",
+        "it needs only the merges in their order: the bytes of each token follow from the merges",
         "write one pair per line (or JSON), and read them back in the same order as pairs of ints",
     ),
 )
@@ -84,7 +84,7 @@ def _count_every_second(ids: list[int]) -> Counts:
 
 
 def _merge_overlapping(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """A wrong merge, which also merges overlapping pairs: "aaa" becomes twice "aa"."""
+    """A wrong merge, which also merges overlapping pairs: `aaa` becomes two tokens `aa`."""
     out, i = [], 0
     while i < len(ids):
         if tuple(ids[i : i + 2]) == pair:
@@ -95,6 +95,12 @@ def _merge_overlapping(ids: list[int], pair: Pair, new: int) -> list[int]:
             out.append(ids[i])
         i += 1
     return out
+
+
+def _merge_one_id(ids: list[int], pair: Pair, new: int) -> list[int]:
+    """A wrong merge, which replaces only the first id of a pair: `ab` becomes `ab` and `b`."""
+    ends = [*ids[1:], -1]
+    return [new if (a, b) == pair else a for a, b in zip(ids, ends, strict=True)]
 
 
 def _merge_from_right(ids: list[int], pair: Pair, new: int) -> list[int]:
@@ -109,7 +115,7 @@ def _merge_first(ids: list[int], pair: Pair, new: int) -> list[int]:
 
 
 def _merge_without_last(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """A wrong merge, which loops over range(len(ids) - 1), so that the last id is lost."""
+    """A wrong merge: it stops before the last id, which is lost unless it belongs to a pair."""
     out, i = [], 0
     while i < len(ids) - 1:
         if tuple(ids[i : i + 2]) == pair:
@@ -157,7 +163,7 @@ def _longest_match(merges: list[Pair], text: str) -> list[int]:
 
 
 def _one_pass(merges: list[Pair], text: str) -> list[int]:
-    """The ids from one walk through the bytes, which merges each pair of `merges` it meets."""
+    """The ids from one walk through the bytes, which merges each known pair that it meets."""
     ids = to_bytes(text)
     out, i = [], 0
     while i < len(ids):
@@ -252,9 +258,9 @@ MISTAKES = (
             'start with list(text.encode("utf-8"))',
             tuple(_learnt(begin=begin) for begin in _OTHER_TEXTS), _CHANGES),
     ExerciseMistake("merges-shared", 1, "merges = {} in the class, or an argument merges={}",
-            "a new Tokenizer() already has {count} merges, those of another tokenizer: all "
+            "a new {name}() already has {count} merges, those of another tokenizer: all "
             "tokenizers share them",
-            "what is made in the class, or as the default value of an argument, is made only once",
+            "an object in the class body, or in a default value of an argument, is made only once",
             "write self.merges = {} in __init__"),
     ExerciseMistake("ties-last-seen", 1,
             "a loop that compares with >=, or the last pair of a sort by counts",
@@ -306,7 +312,7 @@ MISTAKES = (
     ExerciseMistake("merge-overlapping", 2, "i += 1 after a merge",
             "after a merge you look at the second id of the pair again",
             "the new id replaces both ids of the pair", "go two ids on",
-            (_learnt(merging=_merge_overlapping),), r"i \+= 1"),
+            (_learnt(merging=_merge_overlapping), _learnt(merging=_merge_one_id)), r"i \+= 1"),
     ExerciseMistake("merge-from-right", 2, "a loop from the end, or in reverse",
             "you merge from right to left: of `aaa` you merge the last two",
             "merging goes from left to right", "loop from the start",
@@ -316,8 +322,8 @@ MISTAKES = (
             "continue to the end of the text", (_learnt(merging=_merge_first),),
             r"break|index\(|return"),
     ExerciseMistake("last-id-lost", 2,
-            "while i < len(ids) - 1", "a merge loses the last id of "
-            "the text", "the last id has no right neighbour, but you must copy it",
+            "while i < len(ids) - 1", "your merge loses the last id of the text",
+            "the last id has no right neighbour, but you must copy it",
             "loop while i < len(ids), and look at the neighbour only if it exists",
             (_learnt(merging=_merge_without_last),), r"len\(.*- 1"),
     ExerciseMistake("not-merged", 2, "the text stays as it was while training",

@@ -33,7 +33,7 @@ def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
 def learning_rate(
     step: int, max_lr: float, min_lr: float, warmup_steps: int, max_steps: int
 ) -> float:
-    """Step 3: linear warm-up to max_lr, then cosine decay to min_lr."""
+    """Step 3: linear warm-up to max_lr, cosine decay to min_lr, then min_lr."""
     if step < warmup_steps:
         return max_lr * (step + 1) / warmup_steps
     if step >= max_steps:
@@ -45,7 +45,7 @@ def learning_rate(
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
     """Step 4: if the common norm of all gradients exceeds max_norm, scale them down in place.
 
-    After scaling, their norm is max_norm. Returns the norm before scaling."""
+    After scaling, the common norm is max_norm. Returns the norm before scaling."""
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float((g**2).sum()) for g in grads))
     if norm > max_norm:
@@ -111,7 +111,9 @@ def any_step(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: list[Batch]) -> float:
-    """Step 6: the mean loss in evaluation mode, without gradients. Ends in training mode."""
+    """Step 6: the mean loss in evaluation mode, without gradients.
+
+    Leaves the model in training mode."""
     model.eval()
     losses = [float(loss_of(model(x), y)) for x, y in batches]
     model.train()

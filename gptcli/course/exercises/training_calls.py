@@ -11,15 +11,14 @@ from gptcli.course.exercises.explainer import ExerciseMistake
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import CheckFailed
 
-RATE = 0.5  # then two calls drop the same numbers, out of n, with the probability 2^-n
+RATE = 0.5  # then two calls drop the same of n numbers with a probability of only 2^-n
 
 
 def compare_calls(learner: Any, size: Any) -> CheckFailed | None:
-    """A CheckFailed if each call in training drops the same numbers; else None.
+    """A CheckFailed if two calls in training drop the same numbers, or set a seed; else None.
 
-    `learner` is a LearnerModule, and `size` a Size. Also returns a CheckFailed if forward sets the
-    seed of torch's global generator, because only the caller may set this seed. Raises CheckFailed
-    if forward raises an error in training."""
+    `learner` is a LearnerModule, and `size` a Size. The seed is that of torch's global generator,
+    which only the caller of forward may set. Raises CheckFailed if forward raises an error."""
     module, weights, x = learner.filled(replace(size, B=4, T=8, dropout=RATE))
     outputs, states = [], []
     with torch.no_grad():
@@ -61,7 +60,7 @@ def mistakes_of_calls(step: int) -> tuple[ExerciseMistake, ...]:
             "in training, with config.dropout = {rate}, two calls with the same x give the same "
             "output: each call drops the same numbers",
             "dropout must drop different numbers in each call, else some numbers are never used",
-            "draw the mask in forward, each time, or use nn.Dropout",
+            "draw a new mask in each call of forward, or use nn.Dropout",
             at=r"manual_seed|rand|bernoulli|[dD]rop\w*\((?!config)",
         ),
     )

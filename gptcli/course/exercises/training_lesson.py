@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.course.exercises import training as reference
+from gptcli.course.exercises.explainer import apart
 from gptcli.course.exercises.learner_functions import LearnerFunctions
 from gptcli.course.exercises.training_mistakes import MISTAKES, STEPS
 from gptcli.course.exercises.watch import lines_run
@@ -27,8 +28,8 @@ V = 7
 class TinyModel(nn.Module):
     """A model with a table of logits and with dropout.
 
-    `calls` has an entry for each call of the model: whether it was in training mode, whether the
-    logits required a gradient, and the line of the learner's file that made the call.
+    `calls` has an entry for each call of the model: whether the model was in training mode, whether
+    the logits required a gradient, and the line of the learner's file that made the call, or None.
     `backward_passes` counts the backward passes."""
 
     def __init__(self, path: Path | None = None) -> None:
@@ -80,7 +81,7 @@ class LearnerTraining(LearnerFunctions):
         super().__init__(file, say, FUNCTIONS, STEPS, MISTAKES)
 
     def call(self, step: int, *arguments: Any) -> Any:
-        """Call the learner's function for a step, and return its result.
+        """Call the learner's function for `step`, and return the result.
 
         Raises CheckFailed if there is no such function, or if the function leaves autograd switched
         off."""
@@ -101,8 +102,9 @@ class TrainingLesson(Lesson[LearnerTraining]):
     mistakes = MISTAKES
 
     def prepare(self, file: LearnerFile) -> None:
-        """Make an optimizer now, because a process's first optimizer takes seconds to import
-        torch._dynamo."""
+        """Make an optimizer before the time limit of the file begins.
+
+        A process's first optimizer imports torch._dynamo, which takes a second or more."""
         _model_and_optimizer()
 
     def load(self, file: LearnerFile, say: Say) -> LearnerTraining:
@@ -209,10 +211,11 @@ def _loss(learner: LearnerTraining) -> None:
     got = learner.number(2, logits.clone().requires_grad_(), targets)
     wanted = float(reference.loss_of(logits, targets))
     if abs(got - wanted) > 1e-6:
+        mine, right = apart(got, wanted)
         raise learner.named(
             2,
             lambda form: abs(float(form(logits, targets)) - got) < 1e-6,
-            f"for logits {tuple(logits.shape)} it returns {got:.4g}, expected {wanted:.4g}",
+            f"for logits {tuple(logits.shape)} it returns {mine}, expected {right}",
             learner.quoted(2),
         )
     if not getattr(
@@ -236,7 +239,7 @@ def _schedule(learner: LearnerTraining) -> None:
         )
 
     def slower(step: int, top: float, low: float, warm: int, last: int) -> float:
-        if step < warm:  # a warm-up that ends one step later is also accepted
+        if step < warm:  # a warm-up that reaches the top one step later is also accepted
             return top * (step + 1) / (warm + 1)
         return reference.learning_rate(step, top, low, warm, last)
 
@@ -244,6 +247,7 @@ def _schedule(learner: LearnerTraining) -> None:
         return
     wanted = [reference.learning_rate(*arguments) for arguments in asked]
     i = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if abs(a - b) > 1e-9)
+    mine, right = apart(got[i], wanted[i])
     lines = lines_run(learner.file.path, lambda: learner.functions["learning_rate"](*asked[i]))
     # do not quote a line such as `return lr`: the line before it says more
     plain = learner.source.matches(r"^\s*return \w+\s*$")
@@ -251,7 +255,7 @@ def _schedule(learner: LearnerTraining) -> None:
     raise learner.named(
         3,
         same,
-        f"learning_rate{asked[i]} returns {got[i]:.4g}, expected {wanted[i]:.4g}",
+        f"learning_rate{asked[i]} returns {mine}, expected {right}",
         learner.source.quote(line),
     )
 
@@ -361,10 +365,10 @@ def _steps(learner: LearnerTraining) -> None:
     )  # fmt: skip
     what = ("a weight", "a weight", "the returned loss")[i % 3]
     most = (got[i] - wanted[i]).abs().argmax()
+    mine, right = apart(float(got[i].flatten()[most]), float(wanted[i].flatten()[most]))
     evidence = (
-        f"with 3 batches per step, after step {i // 3 + 1} {what} is "
-        f"{float(got[i].flatten()[most]):.4g}, "
-        f"expected {float(wanted[i].flatten()[most]):.4g}"
+        f"with 3 batches per call, after call {i // 3 + 1} of train_step {what} is "
+        f"{mine}, expected {right}"
     )
     unchanged = torch.equal(model.table, TinyModel().table)
     if unchanged and model.backward_passes == 0:
@@ -401,9 +405,10 @@ def _evaluation(learner: LearnerTraining) -> None:
     if abs(got - wanted) > 1e-6:
         kinds = {"the sum": sum(losses), "the last": losses[-1], "the first": losses[0]}
         what = next((k for k, v in kinds.items() if abs(v - got) < 1e-6), "not the mean")
-        raise learner.mistake("not-the-mean", yours=got, what=what, of=of, wanted=wanted)
+        mine, mean = apart(got, wanted)
+        raise learner.mistake("not-the-mean", yours=mine, what=what, of=of, wanted=mean)
     if not model.training:
-        raise learner.mistake("left-in-eval-mode", of=of)
+        raise learner.mistake("left-in-eval-mode")
     changed = [
         name
         for name, parameter in model.named_parameters()

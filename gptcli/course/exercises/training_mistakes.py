@@ -32,8 +32,8 @@ STEPS = (
         "what is the rate at step 0, at the end of the warm-up, and after max_steps?",
         "first max_lr * (step + 1) / warmup_steps, then half a cosine down to min_lr, and min_lr "
         "from max_steps on",
-        "0.5 * (1 + cos(pi * done)) falls from 1 to 0, where done goes from 0 at warmup_steps to 1 "
-        "at max_steps",
+        "if done goes from 0 at warmup_steps to 1 at max_steps, 0.5 * (1 + cos(pi * done)) falls "
+        "from 1 to 0",
     ),
     Step(
         "clipping",
@@ -60,9 +60,10 @@ STEPS = (
 
 
 def _with(change: Callable[[float], float], **other: Any) -> Callable[..., float]:
-    """A wrong learning rate schedule. `change` replaces the half cosine: it gets the share of the
-    decay's steps that are done, and returns the share of the decay that is left. `other` changes
-    other parts."""
+    """A wrong learning rate schedule, in which `change` replaces the half cosine.
+
+    `change` gets the share of the decay's steps that are done, and returns the share of the decay
+    that is left. `other` changes other parts of the schedule."""
 
     def rate(step: int, top: float, low: float, warm: int, last: int) -> float:
         if step < warm:
@@ -109,8 +110,9 @@ def _flat(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 # fmt: off
 MISTAKES = (
     ExerciseMistake("batch-shape", 1,
-            "one-dimensional x", "your get_batch returns shapes {x} and {y}, expected "
-            "{wanted} twice", "x and y must both have B windows of T tokens", "stack the windows",
+            "one-dimensional x", "your get_batch returns x of shape {x} and y of shape {y}, "
+            "expected {wanted} for both", "x and y must both have B windows of T tokens",
+            "stack the windows",
             at=r"stack|return"),
     ExerciseMistake("not-int64", 1,
             "int32 or float data", "your get_batch returns {dtype}, expected torch.int64",
@@ -133,7 +135,8 @@ MISTAKES = (
             "if x begins at i, begin y at i + 1", at=r"\by\w*\s*="),
     ExerciseMistake("same-every-time", 1, "torch.manual_seed(0) in get_batch",
             "generators with different seeds give the same batch, whose windows begin at {x}",
-            "each call must give another batch", "draw the starts with generator=generator",
+            "different seeds must give different batches",
+            "draw the starts with generator=generator",
             at=r"seed|randint|rand"),
     ExerciseMistake("not-a-window", 1,
             "random tokens", "the tokens of your x, {x}, are not neighbours in the data",
@@ -145,7 +148,7 @@ MISTAKES = (
             "pass len(data) - block_size to randint, whose upper end is excluded",
             at=r"randint|rand"),
     ExerciseMistake("last-start-missing", 1, "randint(len(data) - block_size - 1)",
-            "with {n} tokens and block_size {t}, none of your windows begins at {start}",
+            "with {n} tokens and block_size {t}, none of your windows begins at token {start}",
             "randint already excludes its upper end", "pass len(data) - block_size",
             at=r"randint|rand"),
     ExerciseMistake("first-start-missing", 1,
@@ -251,7 +254,7 @@ MISTAKES = (
     ExerciseMistake("another-norm", 4, "abs().sum(), or the sum of the norms",
             "your norm is not the root of the sum of all squares",
             "square all numbers, add them up, take the root",
-            "sum the squares of all parameters first",
+            "sum the squares of all gradients, and take one root at the end",
             (_by(lambda g: sum(float(t.abs().sum()) for t in g)), _by(
                 lambda g: sum(_norm([t]) for t in g)), _by(
                 lambda g: max(float(t.abs().max()) for t in g)), _by(
@@ -273,7 +276,7 @@ MISTAKES = (
     ExerciseMistake("without-gradient", 4, "p.grad of an unused parameter",
             "your clip_gradients stops at a parameter without a gradient: {error}",
             "p.grad of an unused parameter is None", "skip such parameters", at=r"grad"),
-    ExerciseMistake("no-backward", 5, "backward left out", "your step computes no gradients",
+    ExerciseMistake("no-backward", 5, "backward left out", "your train_step computes no gradients",
             "the optimizer needs the gradient of the loss", "call backward on the loss of each "
             "batch, divided by len(batches)", at=r"loss"),
     ExerciseMistake("no-step", 5, "optimizer.step() left out",
@@ -286,7 +289,7 @@ MISTAKES = (
             "call backward inside the loop",
             at=r"backward"),
     ExerciseMistake("no-zero-grad", 5,
-            "zero_grad left out", "your step keeps the gradients of the step before",
+            "zero_grad left out", "your train_step keeps the gradients of the call before",
             "backward adds to the gradients that exist",
             "zero the gradients before the first backward",
             (partial(any_step, zero="no"),),
@@ -337,29 +340,29 @@ MISTAKES = (
             "add up the losses, and divide by len(batches)",
             (partial(any_step, returns="last"), partial(any_step, returns="sum")), r"return"),
     ExerciseMistake("autograd-left-off", 6, "torch.set_grad_enabled(False)",
-            "after your {name} autograd is switched off for the entire process: no later training "
-            "step could compute gradients",
+            "after your {name} autograd stays switched off: no later training step could compute "
+            "gradients",
             "a `with torch.no_grad():` switches autograd on again at its end",
             "write @torch.no_grad() above the function",
             at=r"set_grad_enabled|__enter__|inference_mode|no_grad|enter_context"),
     ExerciseMistake("not-in-eval-mode", 6, "model.eval() left out",
-            "your model was in training mode for {count} of {of} batches",
+            "the model was in training mode for {count} of {of} batches",
             "dropout would change the loss", "call model.eval() first", at=r"def evaluate"),
     ExerciseMistake("left-in-eval-mode", 6, "model.train() left out",
-            "after evaluate your model is still in evaluation mode ({of} batches)",
+            "after your evaluate the model is still in evaluation mode",
             "training would continue without dropout", "call model.train() at the end",
             at=r"\.eval\(|return"),
     ExerciseMistake("gradients-on", 6, "no torch.no_grad()",
-            "autograd was on for {count} of your {of} batches", "autograd wastes memory and time",
+            "autograd was on for {count} of the {of} batches", "autograd wastes memory and time",
             "write @torch.no_grad() above the function", at=r"def evaluate"),
     ExerciseMistake("not-the-mean", 6, "the last batch, or the sum",
-            "your evaluate returns {yours:.4g}, {what} of {of} losses; the mean is {wanted:.4g}",
+            "your evaluate returns {yours}, {what} of {of} losses; the mean is {wanted}",
             "evaluate must return the mean over all batches",
             "add up the losses, and divide by len(batches)",
             at=r"return"),
     ExerciseMistake("changes-the-model", 6, "requires_grad_(False), or backward in evaluate",
-            "after your evaluate the parameter `{name}` is not what it was before, or it now has a "
-            "gradient", "an evaluation must only measure",
+            "after your evaluate the parameter `{name}` has other values than before, has a "
+            "gradient, or no longer requires a gradient", "an evaluation must only measure",
             "switch autograd off with torch.no_grad(), and change no parameter",
             at=r"requires_grad|backward|\.step\(|grad"),
 )

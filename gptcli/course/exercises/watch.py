@@ -1,4 +1,4 @@
-"""Record the lists and tuples that a learner's functions return or have in variables."""
+"""Record the lists and tuples that a learner's functions return or hold, and the lines that run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ _MOST = 20_000  # once `held` has this many values, no more are recorded
 class Watch:
     """A context manager that records the lists and tuples that a file's functions hold or return.
 
-    It records no lists and tuples of 1,000 items or more. It records nothing of lambdas and
-    comprehensions, because they see every pair of a text, not only the chosen pair."""
+    A function holds what its variables contain when it returns. Lists and tuples of 1,000 items or
+    more are not recorded. Values in lambdas and comprehensions are not recorded either, because
+    these see every pair of a text, not only the chosen pair."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)
-        self.returned: list[tuple[str, Any]] = []  # pairs of function name and value
+        # pairs of function name and value; a value that is not recorded is None
+        self.returned: list[tuple[str, Any]] = []
         self.held: list[tuple[str, Any]] = []
         self.called: list[str] = []
 

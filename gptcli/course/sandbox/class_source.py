@@ -88,13 +88,8 @@ class _Pieces:
         )
         (first, source), *others = self._sources.items()
         if not others and Path(first).is_file():
-            lines = _blanked(source)
-            before = next(number for number, line in enumerate(lines) if line.strip())
-            if before:
-                lines[before - 1] = head
-            else:
-                lines.insert(0, head)
-            return first, "\n".join([*lines, *self._after]) + "\n", ()
+            lines = [*_with_head(source, head), *self._after]
+            return first, "\n".join(lines) + "\n", ()
         lines = [head]
         cells: list[tuple[int, int]] = []
         for number, filename in sorted((_cell_number(name), name) for name in self._sources):
@@ -219,6 +214,25 @@ def _blanked(source: _Source) -> list[str]:
         lines[first - 1 : last] = source.lines[first - 1 : last]
         if node.col_offset and first > 1:
             lines[first - 2] = "if True:"
+    return lines
+
+
+def _with_head(source: _Source, head: str) -> list[str]:
+    """The lines of `_blanked`, with the statements `head` in the first line that is not needed.
+
+    The definitions above this line need no value from `head` until they are called: the file gives
+    all its names their values below them."""
+    lines = _blanked(source)
+    needed = {
+        line
+        for node in source.needed
+        for line in range(_first_line(node), (node.end_lineno or node.lineno) + 1)
+    }
+    free = next((i for i in range(len(lines)) if i + 1 not in needed), None)
+    if free is None:
+        return [*lines, head]
+    # A line `if True:` can contain no other statement, but it can execute one.
+    lines[free] = head if not lines[free] else f"if exec({head!r}) is None:"
     return lines
 
 

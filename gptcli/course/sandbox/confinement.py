@@ -30,7 +30,8 @@ _SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/nix", "/proc", "/sys",
 )  # fmt: skip
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-_PATHS: dict[str, tuple[int, ...]] = {  # audit event -> positions of the arguments that are paths
+# audit event -> the positions of the arguments that are paths of what the call changes
+_PATHS: dict[str, tuple[int, ...]] = {
     "os.remove": (0,), "os.rmdir": (0,), "os.mkdir": (0,), "os.rename": (0, 1), "os.link": (1,),
     "os.symlink": (1,), "os.truncate": (0,), "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,),
     "os.setxattr": (0,), "os.removexattr": (0,), "os.lchmod": (0,), "os.chflags": (0,),
@@ -52,9 +53,9 @@ def landlock_version() -> int:
 def confine(folder: Path, hidden: Path) -> None:
     """Let this process write only in `folder`, and read nothing in `hidden` except `folder`.
 
-    Python's own folders stay readable, even in `hidden`. With Landlock the process can read only
-    `folder`, the system's folders and Python's own. Temporary files go into `folder`. The process
-    cannot undo this."""
+    Python's own folders stay readable, even in `hidden`, unless they contain `hidden`. With
+    Landlock the process can read only `folder`, the system's folders, Python's own and the caches
+    of matplotlib. Temporary files go into `folder`. The process cannot undo this."""
     folder, hidden = folder.resolve(), hidden.resolve()
     inner = folder / ".tmp"
     inner.mkdir(exist_ok=True)
@@ -80,8 +81,9 @@ def _own_folders() -> list[Path]:
 
 
 def _caches() -> list[Path]:
-    """The folders with matplotlib's list of fonts. Without this list, each check makes a new
-    list."""
+    """The folders with matplotlib's list of fonts.
+
+    Without this list, matplotlib makes a new list in each check."""
     home = os.environ.get("HOME") or "/root"
     caches = os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
     settings = os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config"

@@ -129,7 +129,9 @@ def _only_imports(body: list[ast.stmt]) -> Iterator[bool]:
 
 
 def _is_quick(value: ast.expr, own: set[str]) -> bool:
-    """Whether an expression calls only _QUICK_CALLS and the file's own config classes."""
+    """Whether an expression calls only _QUICK_CALLS and the file's own config classes.
+
+    An expression with anything in _SLOW, such as a comprehension, is not quick."""
     for part in ast.walk(value):
         if isinstance(part, ast.Call):
             called = part.func

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 MOST = 32  # processes that one file can start; data loaders and shells need fewer than this
-# How many processes and threads can start: a limit for all files that are graded at the same time.
+# How many more processes and threads the user can have while files are graded. All files that are
+# graded at the same time share this limit.
 _MORE_PROCESSES = 512
 _BLOCK = 4096
 _STOP_COUNTING = 1 << 30

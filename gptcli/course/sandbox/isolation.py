@@ -27,7 +27,7 @@ from gptcli.errors import GptcliError
 START_S = 180.0  # importing torch from a slow disk can take minutes
 GRACE_S = 10.0  # added to the file's time limit, which the worker enforces itself
 MEMORY = 4 << 30  # bytes that the learner's code can allocate, besides torch's own memory
-IN_CHECK = "GPTCLI_IN_CHECK"  # set in the environment while a worker runs the code
+IN_CHECK = "GPTCLI_IN_CHECK"  # set in the environment of each worker
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[2:]; from gptcli.course.sandbox.worker import main; "
     "main(fork=sys.argv[1] == 'fork')"
@@ -101,10 +101,10 @@ class Worker:
     ) -> dict[str, Any]:
         """The report on `file` as a JSON object. The check may take at most `limit_s` seconds.
 
-        With `follow`, runs the file once without checks, to see which step of the exercise it
-        reaches. The file runs in `folder`, by default the current one. Raises GptcliError if the
-        file cannot be used or the worker does not start, and Unfinished if the check does not
-        finish."""
+        With `follow`, runs the file once without checks, and returns {}. If the file does not
+        finish, `Unfinished.doing` then names the step that the file reached. The file runs in
+        `folder`, by default the current one. Raises GptcliError if the file cannot be used or the
+        worker does not start, and Unfinished if the check does not finish."""
         if self._closed:  # after Ctrl-C, another thread has closed this worker
             raise Unfinished("crash", "", "interrupted")
         if self._process is None:

@@ -1,5 +1,6 @@
-"""Loads a learner's file and returns the class to check: the one that the user names, or else the
-one that the exercise asks for.
+"""Loads a learner's file and returns the class to check.
+
+This is the class that the user names, or else the class that the exercise asks for.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def load_class(file: LearnerFile) -> type[nn.Module]:
 def classes_in(file: LearnerFile, module: ModuleType) -> list[type[nn.Module]]:
     """The file's classes that can be the attention, the most likely one first.
 
-    If the file has the class that the user or the exercise names, returns only this class. Raises
-    GptcliError if no class of the file can be the attention."""
+    If the file has the class that the user or the exercise names, returns only what `class_in`
+    returns. Raises GptcliError if no class of the file can be the attention."""
     from gptcli.course.attention.conventions.class_choice import attention_classes
 
     first = class_in(file, module)
@@ -80,7 +81,7 @@ def class_in(file: LearnerFile, module: ModuleType) -> type[nn.Module]:
             )
         like = nearest(file.class_name, classes) or next(iter(classes))
         raise GptcliError(
-            f"{file.name}: there is no class `{file.class_name}`; it has "
+            f"{file.name}: there is no class `{file.class_name}`; the file has "
             + ", ".join(f"`{name}`" for name in classes),
             f"try `{file.name}:{like}`",
         )

@@ -187,8 +187,8 @@ def _unreadable_python(name: str, path: Path, error: Exception) -> GptcliError:
 def _such_as(folder: Path, exercise: str) -> str:
     """The end of a hint that names a Python file in the folder: `, for example FILE`.
 
-    "" if the folder has no such file. FILE is the exercise's own file. If the folder lacks
-    this, FILE is a file that is not named after another exercise."""
+    "" if the folder has no such file. FILE is the exercise's own file. If the folder lacks that
+    file, FILE is a file that is not named after another exercise."""
     others = {f"{each.name}.py" for each in EXERCISES}
     files = [path for path in folder.glob("*.py") if path.name not in others]
     mine = folder / f"{exercise}.py"
@@ -203,7 +203,7 @@ def _where_else(path: Path, exercise: str) -> str:
     like = nearest(path.name, (p.name for p in folder.glob("*.py")))
     if like is not None:
         return f"did you mean {folder / like}?"
-    begin = f"; gptcli exercise {exercise} --out my writes a skeleton"
+    begin = f"; `gptcli exercise {exercise} --out my` writes a skeleton"
     return "name a .py file with your class in it" + (_such_as(folder, exercise) or begin)
 
 

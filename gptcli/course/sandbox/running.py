@@ -56,7 +56,7 @@ class _FreshLoader(importlib.machinery.SourceFileLoader):
 def run_file(file: LearnerFile) -> ModuleType:
     """Run the file and return its module. Raises GptcliError if the file cannot be parsed.
 
-    `left_out` tells whether only the file's definitions were run."""
+    If the whole file cannot run, `left_out` says which code did not run."""
     tree = parsed(file.name, file.path)
     works = bool(file.cells) or does_work(tree)
     failed: BaseException | None = None

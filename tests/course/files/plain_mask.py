@@ -1,5 +1,4 @@
-"""Right attention with three notes: the mask is no buffer, it needs block_size, dropout is
-missing."""
+"""Right attention with three notes: a mask that is no buffer, block_size needed, no dropout."""
 
 import math
 

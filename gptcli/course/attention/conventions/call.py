@@ -51,18 +51,18 @@ class Call:
     The first `times` arguments get x."""
 
     times: int = 1
-    mask: str | None = None
+    mask: str | None = None  # the argument for the mask
     # a key of MASKS. None: the first key if forward requires a mask, no mask if it does not
     mask_kind: str | None = None
     mask_is_required: bool = False
     positions: tuple[str, ...] = ()
     lengths: str | None = None  # the argument for the number of visible tokens, (B, T)
     others: tuple[tuple[str, Any], ...] = ()
-    rotary: str | None = None  # the argument for rotary positions
+    rotary: str | None = None  # a required argument for rotary positions; a call does not pass it
     takes_use_dropout: bool = False
 
     def __call__(self, module: nn.Module, x: Tensor, **options: Any) -> Any:
-        """Call forward with x and all other arguments that forward needs. Return the result."""
+        """Call forward with x and the arguments it needs, except `rotary`. Return the result."""
         named: dict[str, Any] = dict(self.others)
         for name in self.positions:
             named[name] = torch.arange(x.shape[1])
@@ -72,7 +72,7 @@ class Call:
         if self.mask is not None and (self.mask_kind is not None or self.mask_is_required):
             kind = self.mask_kind or next(iter(MASKS))
             named[self.mask] = MASKS[kind](x.shape[1], x)
-        return module(*(x,) * self.times, **named, **options)
+        return call_named(module, (x,) * self.times, named | options)
 
     def notes(self) -> list[str]:
         """Sentences for the report about what is unusual in this call of forward."""
@@ -88,8 +88,35 @@ class Call:
         return found
 
     def with_mask(self, kind: str | None) -> Call:
-        """A copy of this Call whose mask_kind is `kind`, a key of MASKS."""
+        """A copy of this Call whose mask_kind is `kind`, a key of MASKS or None."""
         return replace(self, mask_kind=kind)
+
+
+def call_named(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """The result of forward for the arguments `given` and `named`.
+
+    Parameters of forward that are positional-only can be in `named`, too."""
+    named = dict(named)
+    signature = inspect.signature(module.forward)
+    return module(*given, *take_positional_only(signature, named, len(given)), **named)
+
+
+def take_positional_only(
+    signature: inspect.Signature, named: dict[str, Any], given: int = 0
+) -> list[Any]:
+    """The values for the positional-only parameters after the first `given` parameters.
+
+    Takes the values out of `named`. A parameter without a value there gets its default; if it has
+    no default, the list ends before it."""
+    values = []
+    for parameter in list(signature.parameters.values())[given:]:
+        if parameter.kind != parameter.POSITIONAL_ONLY:
+            break
+        value = named.pop(parameter.name, parameter.default)
+        if value is parameter.empty:
+            break
+        values.append(value)
+    return values
 
 
 def call_of(cls: type[nn.Module], name: str) -> Call:

@@ -29,11 +29,11 @@ _LARGER = re.compile(r"embedding|norm|mlp|feed_?forward|ffn|ffwd|block", re.IGNO
 def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
     """The classes of a file that look like an attention, the most likely one first.
 
-    If no name looks like an attention, returns the file's only torch.nn.Module, or [] if there are
-    several. If a class stacks several heads of another class, the other class is left out. If two
-    classes are equally likely, a class comes before the classes that it uses. If neither uses the
-    other, the lower class in the file comes first: files often define a class for one head above
-    the class for many heads."""
+    If no name looks like an attention, returns the file's only torch.nn.Module, or [] if the file
+    does not have exactly one. If a class stacks several heads of another class, the class of the
+    heads is left out. If two classes are equally likely, a class comes before the classes that it
+    uses. If neither uses the other, the lower class in the file comes first: files often define a
+    class for one head above the class for many heads."""
     own = _modules_of(module)
     points: dict[type[nn.Module], float] = {cls: _points(cls.__name__) for cls in own}
     for head, stack in _stacks(own).items():
@@ -43,7 +43,7 @@ def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
     if not named:
         return own if len(own) == 1 else []
     at = {cls: place for place, cls in enumerate(own)}
-    # A class that needs a GPU cannot be checked here, so it comes last.
+    # A class that needs a GPU or a compiler cannot be checked here, so it comes last.
     return sorted(
         named,
         key=lambda cls: (
@@ -90,8 +90,8 @@ def _modules_of(module: ModuleType) -> list[type[nn.Module]]:
 def _stacks(own: list[type[nn.Module]]) -> dict[type[nn.Module], type[nn.Module]]:
     """A dict: class for one head -> class that makes a list of such heads.
 
-    The constructor of the class with the list must read the number of heads. It must not read the
-    number of layers, and must not make a part that only a block or a whole GPT has."""
+    A class with a list is in the dict only if its constructor reads the number of heads, does not
+    read the number of layers, and makes no part that only a block or a whole GPT has."""
     found = {}
     for stack in own:
         names = _names_in_constructor(stack)
@@ -116,7 +116,7 @@ def _is_one_head(cls: type[nn.Module]) -> bool:
 
 
 def _is_used(cls: type, others: list[type[nn.Module]]) -> bool:
-    """Whether another class of the file builds this class."""
+    """Whether the constructor of one of the `others` names the class `cls`."""
     return any(
         cls.__name__ in _names_in_constructor(other)
         for other in others

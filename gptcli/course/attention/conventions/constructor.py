@@ -25,7 +25,7 @@ _SIZES = {
     words.N_EMBD, words.N_HEAD, words.HEAD_DIM, words.N_KV_HEAD, words.BLOCK_SIZE, words.DROPOUT,
     words.BIAS, words.DEVICE,
 }  # fmt: skip
-"""The meanings that a variable of the learner's file can have."""
+"""The meanings that a variable of the learner's file can have, if it is not a config."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Constructor:
 
     @property
     def is_course_form(self) -> bool:
-        """Whether the constructor is `Class(config)` and reads no variables of the file."""
+        """Whether the call is `Class(config)`, and the class reads no settings of the file."""
         return [argument.meaning for argument in self._arguments] == [None] and not self._variables
 
     @property
@@ -198,7 +198,7 @@ The meaning is None if the variable is a config."""
 
 
 def _variables_of(cls: type[nn.Module]) -> Iterator[Variable]:
-    """The learner's variables that the class and its helpers read: sizes and configs."""
+    """Yield the learner's variables that the class and its helpers read: settings and configs."""
     seen: set[int] = set()
     found: set[tuple[int, str]] = set()
     waiting: list[Any] = [cls]
@@ -247,7 +247,7 @@ def _globals_read_by(code: CodeType) -> Iterator[str]:
 
 
 def _is_setting(name: str, value: Any) -> bool:
-    """Whether the value of a variable can be a size or a config."""
+    """Whether a variable can be a setting or a config, judged by its name and its value."""
     if isinstance(value, bool | int | float | str):
         meaning = _size_in(name, value)
         return meaning in _SIZES and isinstance(value, str) == (meaning == words.DEVICE)

@@ -1,7 +1,8 @@
 """Reads the four projections from a module. The layout says which matrix is which projection.
 
-possible_layouts.py finds the layout once, on a module in which all shapes differ. This layout is
-right for modules of all sizes. Dimensions: C channels (n_embd), H heads, D head_dim.
+possible_layouts.py finds the possible layouts once, on a module whose sizes all differ, and
+trials.py chooses one of them. The chosen layout is right for modules of all sizes.
+Dimensions: C channels (n_embd), H heads, D head_dim.
 """
 
 from __future__ import annotations
@@ -52,9 +53,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a module keeps the matrix of a projection: the `path` of a Group, and the `form`.
+    """Where a module keeps a projection, or fused ones: the `path` of a Group, and the `form`.
 
-    `member` is the index in the Group; None: all members of the Group together are the matrix."""
+    `form` is one of the constants above, such as SQUARE. `member` is the index in the Group; None:
+    all members of the Group together are the matrix."""
 
     path: str
     form: str
@@ -103,7 +105,9 @@ class Layout:
         return "".join(letter for letter in self.letters if letter in role)
 
     def projections(self, module: nn.Module, sizes: Sizes) -> Projections:
-        """The four projections of a module. Raises ProjectionError if the layout does not fit."""
+        """The four projections of a module. Raises ProjectionError if the layout does not fit.
+
+        The identity replaces a missing output projection."""
         groups = {group.path: group for group in take_inventory(module).groups}
         pieces: dict[str, list[Projection]] = {role: [] for role in (Q, K, V, OUT)}
         for role, source in self.sources:

@@ -27,7 +27,7 @@ def needs_other_hardware(cls: type[nn.Module]) -> str | None:
 
 
 def other_part(cls: type[nn.Module], module: nn.Module | None, call: Call) -> CheckFailed | None:
-    """If the class has a part outside the eight steps: a CheckFailed without a step. Else None."""
+    """A CheckFailed without a step if the class has a part outside the eight steps, else None."""
     if (flex := needs_other_hardware(cls)) is not None:
         return CheckFailed(
             "other-hardware",
@@ -41,7 +41,8 @@ def other_part(cls: type[nn.Module], module: nn.Module | None, call: Call) -> Ch
         return CheckFailed(
             "rotary-positions",
             f"`{cls.__name__}` rotates its queries and keys by their positions (`{name}`): rotary "
-            "positions are no part of the attention of this exercise, so nothing was compared",
+            "positions are no part of the attention of this exercise, so the steps of the class "
+            "were not judged",
             "let the class skip the rotation if it gets no positions, and check the class again",
         )
     if norms:
@@ -49,7 +50,7 @@ def other_part(cls: type[nn.Module], module: nn.Module | None, call: Call) -> Ch
         return CheckFailed(
             "normalises",
             f"`{cls.__name__}` normalises {what} (`{norms[0]}`); the attention of this exercise "
-            "does not do this, so nothing was compared",
+            "does not do this, so the steps of the class were not judged",
             "remove the norm from the class, or make it optional",
         )
     if any(_RELATIVE.search(name) for name in _parts_of(cls, module)):
@@ -57,7 +58,7 @@ def other_part(cls: type[nn.Module], module: nn.Module | None, call: Call) -> Ch
         return CheckFailed(
             "relative-positions",
             f"`{cls.__name__}` adds positions to its scores (`{name}`); the attention of this "
-            "exercise does not do this, so nothing was compared",
+            "exercise does not do this, so the steps of the class were not judged",
             "make the positions optional, and check the class without them",
         )
     return None
@@ -66,8 +67,8 @@ def other_part(cls: type[nn.Module], module: nn.Module | None, call: Call) -> Ch
 def _parts_of(cls: type[nn.Module], module: nn.Module | None) -> list[str]:
     """The names that tell which parts an attention has.
 
-    These are the names in the methods of `cls`, and in `module` the paths and class names of
-    submodules and the names of buffers."""
+    These are the names in the methods of `cls`, the paths and class names of the submodules of
+    `module`, and the names of the buffers of `module`."""
     found = list(_names_in(cls))
     if module is not None:
         for path, part in module.named_modules():

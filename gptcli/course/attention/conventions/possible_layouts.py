@@ -55,9 +55,9 @@ def possible_layouts(
 ) -> list[Layout]:
     """The layouts that the shapes and names of a module allow, the most likely one first.
 
-    If the module has no output projection, the identity replaces it. A missing output
-    projection is an error if `needs_output` is set, `any_output` is not set, and the module has no
-    list of heads. Raises ProjectionError if no layout fits."""
+    A missing output projection is an error if `needs_output` is set, `any_output` is not set, and
+    the module has no list of heads. Otherwise the identity replaces it. Raises ProjectionError if
+    no layout fits."""
     inventory = take_inventory(module)
     if inventory.loose:
         raise ProjectionError(
@@ -132,7 +132,7 @@ def _inputs_of(roles: set[str]) -> set[str]:
 def _sources(
     inventory: Inventory, sizes: Sizes
 ) -> tuple[dict[str, Source], bool, list[tuple[Group, int | None]]]:
-    """(role -> source, whether the matrices' order decided the roles, matrices without a role)."""
+    """(role -> source, whether the matrices' order decided most roles, matrices without a role)."""
     sources: dict[str, Source] = {}
     unnamed: list[tuple[Group, Source]] = []
     unknown: list[tuple[Group, int | None]] = []
@@ -164,8 +164,9 @@ def _sources(
     guessed = False
     if unnamed and len(unnamed) <= len(missing):
         guessed = len(unnamed) > 1 or missing != [OUT]
-        # A single matrix without a known name is the output. Several matrices are in the usual
-        # order: query, key, value, output.
+        # If the output is missing, a single matrix without a known name becomes the output.
+        # Otherwise it gets the last missing role. Several matrices are in the usual order: query,
+        # key, value, output.
         wanted = missing if len(unnamed) > 1 else missing[-1:]
         for role, (_, source) in zip(wanted, unnamed, strict=False):
             sources[role] = source
@@ -220,7 +221,9 @@ def _forms(group: Group, sizes: Sizes) -> Iterator[Source]:
 
 
 def _is_ambiguous(inventory: Inventory, sources: dict[str, Source], sizes: Sizes) -> bool:
-    """True if the module has a square parameter W, and the code can be x @ W.T or x @ W."""
+    """Whether the code can be x @ W.T or x @ W, because a parameter W is square.
+
+    A fused matrix of one head, (3D, C), counts as square: it is square if H is 3."""
     groups = {group.path: group for group in inventory.groups}
     for source in sources.values():
         group = groups[source.path]
@@ -240,8 +243,10 @@ def _complain(
     inputs: set[str],
     sizes: Sizes,
 ) -> None:
-    """Raise ProjectionError if a projection is missing or has a wrong shape, or if the module has
-    weights besides the projections."""
+    """Raise ProjectionError if the weights of the module are not exactly the projections.
+
+    The query, key or value projection can be missing, a projection can have a wrong shape, or the
+    module can have other weights. This function ignores a missing output projection."""
     C = sizes.C
     for group, _ in unknown:
         role = role_of(group.path)
@@ -281,7 +286,7 @@ def _complain(
 def _absent(
     inventory: Inventory, sources: dict[str, Source], what: str, part: str
 ) -> ProjectionError:
-    """The error for a missing projection. Its message names weights that can be the projection."""
+    """The error for a missing projection. The message names weights that the module has."""
     used = {source.path for source in sources.values()}
     others = [group.name for group in inventory.groups if group.path not in used]
     if others and (part == "output" or not sources):

@@ -18,8 +18,8 @@ class LearnerConfig(dict[str, Any]):
     """Settings by attribute and by key: `config.n_embd`, `config["d_model"]`.
 
     A name of another convention gives the setting that it means: `d_model` gives n_embd. The error
-    for an unknown name proposes a similar name, if there is one. `read` contains all names that the
-    learner's code has read."""
+    for an unknown name proposes a similar name, if there is one. `read` contains all names for
+    which the learner's code has asked, also unknown ones."""
 
     read: set[str]
 

@@ -54,7 +54,7 @@ class UserAttention:
             self._recognise()
 
     def make(self, config: Any) -> nn.Module:
-        """A new attention for a ModelConfig: the learner's class itself, or an AdaptedAttention."""
+        """A new attention for a ModelConfig: of the learner's class, or an AdaptedAttention."""
         if self._is_plain:
             module: nn.Module = self.learner.cls(config)
             return module
@@ -63,8 +63,8 @@ class UserAttention:
     def cache(self) -> CachedFile | None:
         """The learner's key/value cache; None if the file has none that its attention can use.
 
-        Raises GptcliError if the class of the cache lacks a method, or if forward does not take
-        the cache directly after x."""
+        Also None if the attention needs an AdaptedAttention. Raises GptcliError if the class of the
+        cache lacks a method, or if forward does not take the cache directly after x."""
         if not self._is_plain:
             return None
         return CachedFile.of(self.learner.file, self._module, self.learner.cls)
@@ -72,7 +72,8 @@ class UserAttention:
     def matrices(self, module: nn.Module, n_embd: int, n_head: int) -> list[Tensor] | None:
         """Views of the (C, C) query, key, value and output weights of a module that `make` made.
 
-        None if one of the four is missing, or is not a view of the module's parameters."""
+        None if one of the four is missing or not recognised, or if one of them is not a view of the
+        module's parameters."""
         inner = module.attention if isinstance(module, AdaptedAttention) else module
         assert isinstance(inner, nn.Module)
         try:
@@ -87,7 +88,7 @@ class UserAttention:
     def _tried_as_plain(self) -> bool:
         """Whether the network can use the learner's class itself, without an AdaptedAttention.
 
-        The network can use the class if it reads only the names of `_FIELDS` from config, and if
+        The network can use the class if the class reads only names of `_FIELDS` from config, and if
         forward(x) returns the output. To find out, makes a module and calls its forward on zeros.
         Also returns true if the class raises an error: the network's own error is clearer."""
         config = config_for(USUAL)
@@ -104,7 +105,7 @@ class UserAttention:
         return config.read <= {*_FIELDS} and self.learner.is_called_with_x
 
     def _recognise(self) -> None:
-        """Find the projections and the kind of mask. Runs the learner's class in float64."""
+        """Find the projections and the kind of mask, if possible. Runs the class in float64."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:

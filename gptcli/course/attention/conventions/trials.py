@@ -80,10 +80,10 @@ def best_mask(
 ) -> Call:
     """`call` with the kind of mask that makes the output correct, or else with the likeliest kind.
 
-    The likeliest kind hides the scores or weights of later tokens. So mistakes in other steps
-    do not matter. A forward that requires no mask and hides tokens by itself gets no mask, even if
-    it hides the wrong tokens. `right` returns the correct output; None: unknown. `path` is the
-    learner's file."""
+    The likeliest kind hides exactly the scores or weights of later tokens, if any kind does. So
+    mistakes in other steps do not matter. A forward that requires no mask and hides tokens by
+    itself gets no mask, even if it hides the wrong tokens. `right` returns the correct output;
+    None: unknown. `path` is the learner's file."""
     if call.mask is None:
         return call
     kinds: list[str | None] = list(MASKS)
@@ -120,9 +120,9 @@ def best_mask(
 
 
 def _hidden_cells(call: Call, module: nn.Module, x: Tensor, path: Path) -> list[Tensor]:
-    """For each result of forward that holds scores or weights: its hidden cells, bool (T, T).
+    """For each result in forward that holds scores or weights: its hidden cells, bool (T, T).
 
-    A result is used only if its hidden cells are the same for all heads. If its other
+    A result is used only if its hidden cells are the same for all sequences and heads. If its other
     cells all hold the same number, the result is a mask, and is not used."""
     T = x.shape[1]
     trace = trace_forward(lambda inner: call(module, inner), x.clone(), path)

@@ -1,8 +1,8 @@
-"""Finds the projections of an attention module: by shape first, then by name.
+"""Lists the matrices of an attention module, their biases, and the roles that their names mean.
 
 Dimensions: C channels (n_embd), H heads, D head_dim. Usually each row of a matrix is an
 output, as in nn.Linear. `Matrix.transposed` and `Layout.columns` mark matrices in which each column
-is an output.
+is an output. possible_layouts.py finds the projections among the matrices:
 
 | matrices or tensors of the module | layout |
 |---|---|
@@ -88,7 +88,7 @@ class Group:
 
     @property
     def oriented(self) -> bool:
-        """Whether it is certain, for every member, if rows or columns are the outputs."""
+        """Whether it is certain for every member which are the outputs: the rows or the columns."""
         return all(member.oriented or member.transposed for member in self.members)
 
 
@@ -135,7 +135,9 @@ def _is_norm(owner: nn.Module) -> bool:
 def _matrices_of(
     owner: nn.Module, prefix: str, own: dict[str, nn.Parameter], vectors: list[str]
 ) -> Iterator[Matrix]:
-    """The matrices of a module itself, not of its submodules. Each comes with its bias."""
+    """The matrices of a module itself, not of its submodules. Each comes with its bias.
+
+    Adds to `vectors` the names of biases that belong to no matrix."""
     large = {name: p.detach() for name, p in own.items() if p.dim() >= 2}
     biases = {name: p.detach() for name, p in own.items() if p.dim() == 1}
     if len(large) >= 2 and not isinstance(owner, nn.Linear):
@@ -168,7 +170,7 @@ def _is_bias(name: str, large: dict[str, Tensor]) -> bool:
 
 
 def _bias_of(name: str, large: dict[str, Tensor], biases: dict[str, Tensor]) -> str | None:
-    """The name of the bias that belongs to the matrix `name`: found by names, else by sizes."""
+    """The name of the bias of the matrix `name`: found by names, else by sizes, else None."""
     if not biases:
         return None
     if len(large) == 1 and len(biases) == 1:
@@ -176,8 +178,8 @@ def _bias_of(name: str, large: dict[str, Tensor], biases: dict[str, Tensor]) -> 
     by_name = _biases_by_name(large, biases)
     if name in by_name:
         return by_name[name]
-    # For example, only one matrix has 3C outputs, and only one bias has 3C numbers. A matrix that
-    # is not square has more outputs than inputs, so the larger size is the number of outputs.
+    # For example, only one matrix has 3C outputs, and only one bias has 3C numbers. Fused matrices
+    # have more outputs than inputs, so the larger size counts as the number of outputs.
     size = max(large[name].shape)
     same = [w for w, matrix in large.items() if matrix.dim() == 2 and max(matrix.shape) == size]
     free = [b for b, bias in biases.items() if b not in by_name.values() and bias.numel() == size]

@@ -13,9 +13,9 @@ from gptcli.course.lesson import Mistake
 class AttentionMistake(Mistake):
     """A known way to do one step of attention wrong.
 
-    `message`, `hint` and `strong_hint` are formatted with `message_numbers`. `variants` are several
-    ways to make the same mistake. Each variant maps the name of a stage of the reference to the
-    wrong stage that replaces it."""
+    `message`, `hint` and `strong_hint` are formatted with `message_numbers`. `variants` are ways to
+    make this mistake. Each variant maps names of stages of the reference to the wrong stages that
+    replace them."""
 
     hint: str  # helps to find the fix
     strong_hint: str  # nearly tells the fix
@@ -69,10 +69,10 @@ STEP_HINTS = {
     4: (
         "a score is the dot product of one query and one key of the same head, divided by "
         "sqrt(head_dim)",
-        "scores[0, 0, 1, 0] must be the sum of q[0, 0, 1] * k[0, 0, 0] over {D} channels, "
+        "in head 0 of sequence 0, scores[1, 0] must be the sum of q[1] * k[0] over {D} channels, "
         "divided by {rootD:.2f}",
-        "multiply q by k with its last two dimensions swapped, and divide by the square root of "
-        "q.shape[-1] after the split",
+        "swap the last two dimensions of k, multiply q by the result, and divide by the square "
+        "root of head_dim, which is q.shape[-1] after the split",
     ),
     5: (
         "token t can look at tokens 0 to t and at no later token; the mask comes before the "
@@ -84,8 +84,8 @@ STEP_HINTS = {
     ),
     6: (
         "each row of the scores belongs to one query and becomes weights that sum to 1",
-        "weights.sum(-1) must be all ones, of shape ({B}, {H}, {T}), and row 0 must be "
-        "[1, 0, 0, ...]",
+        "weights.sum(-1) must be 1 for each of the {B} * {H} * {T} rows, and row 0 of each head "
+        "must be [1, 0, 0, ...]",
         "the softmax goes over the keys, the last dimension of (..., {T} queries, {T} keys)",
     ),
     7: (

@@ -144,7 +144,7 @@ BANK = (
         "heads-and-channels-swapped",
         2,
         "q.view(B, T, head_dim, n_head).transpose(1, 2)",
-        "you make {D} heads of {H} channels each; n_head = {H} and head_dim = {D}",
+        "you make {D} heads of {H} channels each, but n_head is {H} and head_dim is {D}",
         "how many heads are there, and how long is each query?",
         "n_head comes before head_dim in the view",
         (
@@ -169,8 +169,8 @@ BANK = (
         "first-head-only",
         2,
         "q[:, :, :head_dim]",
-        "every head takes channels 0 to {lastD} of the queries, keys or values; head h should take "
-        "the block that begins at h * {D}",
+        "every head takes channels 0 to {lastD} of your queries, keys or values; head h should "
+        "take the block that begins at h * {D}",
         "where does the slice of head 1 begin?",
         "slice from h * head_dim to (h + 1) * head_dim",
         tuple(_split_by(_first_head, which) for which in ALL),

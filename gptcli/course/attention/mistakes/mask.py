@@ -178,7 +178,7 @@ BANK = (
         "mask-added-as-0-and-1",
         5,
         "scores + tril",
-        "you add a mask of zeros and ones to the scores: this changes a score at most by 1 and "
+        "you add a mask of zeros and ones to the scores, which changes a score by at most 1 and "
         "hides none of the {T} tokens",
         "what must you add to a score to hide it?",
         "an additive mask is 0 where a token can look, and -inf everywhere else",

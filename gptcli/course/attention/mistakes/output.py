@@ -90,7 +90,7 @@ BANK = (
     AttentionMistake(
         "one-head-for-all",
         8,
-        "torch.cat(heads, dim=1)[:, :T]",
+        "heads[0].repeat(1, 1, n_head)",
         "you use the result of one head for all {H} heads: the same {D} channels again and again",
         "{H} heads of {D} channels make {C}",
         "concatenate the heads along the channels, the last dimension",
@@ -147,7 +147,7 @@ BANK = (
         "output-without-bias",
         8,
         "y @ self.c_proj.weight.T",
-        "you do not add the bias of the output projection, ({C},), or you add it twice",
+        "you do not add the output projection's bias of shape ({C},), or you add it twice",
         "a linear layer is a product plus a bias",
         "call the layer: self.c_proj(y)",
         _projected_by(
@@ -231,7 +231,7 @@ BANK = (
     AttentionMistake(
         "output-for-one-token",
         8,
-        "y[:, -1:]",
+        "y[:, -1:].expand(B, T, C)",
         "you use the output of one token for all {T} tokens",
         "every token has its own output",
         "keep the whole time dimension",
@@ -240,7 +240,7 @@ BANK = (
     AttentionMistake(
         "output-averaged-over-time",
         8,
-        "y.mean(dim=1, keepdim=True)",
+        "y.mean(dim=1, keepdim=True).expand(B, T, C)",
         "you average the merged heads over the {T} tokens, so all tokens get the same output",
         "every token has its own output",
         "keep the whole time dimension",
@@ -271,7 +271,7 @@ BANK = (
         "output-bias-per-head",
         8,
         "the bias is added once for each head",
-        "you add the bias of the output projection, ({C},), {H} times, once for each head",
+        "you add the output projection's bias of shape ({C},) {H} times, once for each head",
         "how often does a linear layer add its bias?",
         "sum the heads first and add the bias once, or call self.c_proj(y)",
         _projected_by(lambda p, m: p.H * output(p, m) - (p.H - 1) * _output_without_bias(p, m)),

@@ -188,7 +188,7 @@ BANK = (
         "projection-without-bias",
         1,
         "q = x @ self.query.weight.T",
-        "you do not add the bias, ({C},), after the product with the weight",
+        "you do not add the bias of shape ({C},) after the product with the weight",
         "a linear layer is a product plus a bias",
         "call the layer, self.query(x), instead of multiplying by its weight",
         tuple(_changed(which, _without_bias) for which in ALL if which != "k"),
@@ -328,7 +328,7 @@ BANK = (
         "bias-of-another-projection",
         1,
         "x @ self.query.weight.T + self.key.bias",
-        "a projection adds the bias, ({C},), of another projection",
+        "a projection adds the bias of another projection, of shape ({C},)",
         "each layer has its own bias",
         "call the layer: self.query(x)",
         tuple(

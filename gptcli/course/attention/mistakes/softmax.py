@@ -134,7 +134,7 @@ BANK = (
         "relu-for-exp",
         6,
         "scores.relu() / scores.relu().sum(-1, keepdim=True)",
-        "you use relu instead of e^score: each of the {T} keys with a negative score gets no "
+        "you use relu instead of e^score: of the {T} keys, those with a negative score get no "
         "weight",
         "the softmax contains an exponential",
         "use F.softmax over the last dimension",

@@ -90,7 +90,8 @@ BANK = (
         "take the softmax over the last dimension",
         (
             *_weighed_by(lambda p, m: F.softmax(m, dim=1)),
-            {"weigh": lambda p, m: F.softmax(m, dim=1).nan_to_num(nan=0.0)},  # no hidden scores
+            # as if code left out the hidden scores instead of masking them
+            {"weigh": lambda p, m: F.softmax(m, dim=1).nan_to_num(nan=0.0)},
         ),
     ),
     AttentionMistake(
@@ -102,7 +103,8 @@ BANK = (
         "take the softmax over the last dimension",
         (
             *_weighed_by(lambda p, m: F.softmax(m, dim=0)),
-            {"weigh": lambda p, m: F.softmax(m, dim=0).nan_to_num(nan=0.0)},  # no hidden scores
+            # as if code left out the hidden scores instead of masking them
+            {"weigh": lambda p, m: F.softmax(m, dim=0).nan_to_num(nan=0.0)},
             *_weighed_by(lambda p, m: F.softmax(m.reshape(-1, p.T, p.T), dim=0).view(m.shape)),
         ),
     ),
@@ -270,7 +272,7 @@ BANK = (
     AttentionMistake(
         "values-times-own-weight",
         7,
-        "weights.diagonal() * v",
+        "weights.diagonal(dim1=-2, dim2=-1)[..., None] * v",
         "you multiply the value of each token by one number, and nothing sums the values over the "
         "{T} tokens",
         "a token's result is the weighted sum of the values of all tokens that the token looks at",
@@ -372,7 +374,7 @@ BANK = (
     AttentionMistake(
         "weights-of-one-token",
         7,
-        "weights[..., -1:, :] @ v",
+        "(weights[..., -1:, :] @ v).expand_as(v)",
         "all {T} tokens use the weights of one token",
         "which row of the weights belongs to token 0?",
         "compute weights @ v with all rows of the weights",
