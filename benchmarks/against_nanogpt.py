@@ -57,7 +57,9 @@ def main() -> None:
 
 
 def steps(nanogpt: Path, rounds: int) -> None:
-    """Print a table of median tokens per second. gptcli and nanoGPT run in turn."""
+    """Print a table of median tokens per second and of peak memory, one row for each case.
+
+    gptcli and nanoGPT run in turn."""
     print("| shape | dropout | nanoGPT tokens/s | gptcli tokens/s | ratio |\n|---|---|---|---|---|")
     for shape, dropout in (("0.8 M", 0.0), ("0.8 M", 0.2), ("10.65 M", 0.0), ("10.65 M", 0.2)):
         found: dict[str, list[float]] = {"nanogpt": [], "gptcli": []}
@@ -79,8 +81,9 @@ def steps(nanogpt: Path, rounds: int) -> None:
 
 
 def timed(step: object, tokens: int) -> dict[str, float]:
-    """Calls `step` for eight seconds, and at least five times. Returns the tokens per second, from
-    the median time of a step, and the peak memory in MiB."""
+    """Call `step` for eight seconds, and at least five times, after two calls that do not count.
+
+    Returns the tokens per second, from the median time of a step, and the peak memory in MiB."""
     import resource
 
     assert callable(step)

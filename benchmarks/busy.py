@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measured(engine: str, seconds: float, busy_processes: int) -> float:
-    """Tokens per second of a training in a process of its own, beside `busy_processes`."""
+    """Tokens per second of a training in a separate process, beside `busy_processes` busy ones."""
     with ExitStack() as others:
         for _ in range(busy_processes):
             other = others.enter_context(subprocess.Popen([sys.executable, "-c", "while 1: pass"]))
@@ -61,7 +61,7 @@ def measured(engine: str, seconds: float, busy_processes: int) -> float:
 
 def tokens_per_second(engine: str, seconds: float) -> float:
     """Train for `seconds` with an engine, and return the tokens per second."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line sets it
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as gptcli's command line sets it
     import torch
 
     from gptcli.config import Config

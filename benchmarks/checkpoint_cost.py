@@ -4,16 +4,16 @@
     python benchmarks/checkpoint_cost.py --only "10.65 M" "124 M" --rounds 5
     python benchmarks/checkpoint_cost.py --tiny                # a quick test of the benchmark
 
-For checkpoints, it alternates two trainings of the same steps, each in a separate process. One of
-them saves a checkpoint every N steps, and the other saves none. The cost of a checkpoint is the
-difference of the median times, divided by the number of checkpoints. With one checkpoint per
+For checkpoints, the program alternates two trainings of the same steps, each in a separate process.
+One of them saves a checkpoint every N steps, and the other saves none. The cost of a checkpoint is
+the difference of the median times, divided by the number of checkpoints. With one checkpoint per
 minute, the share of a training's time that checkpoints take is cost / 60 s. The time of the first
 steps, and of the save at the end of a run, does not count.
 
-For evaluations and logging, it starts whole processes of `gptcli train` with the default config.
-Half of the runs evaluate and log at the intervals of `auto`; the other half have intervals that are
-longer than the run. All runs evaluate after the last step. So the difference between the two
-halves is the time of all evaluations but one, and the benchmark multiplies it by
+For evaluations and logging, the program starts whole processes of `gptcli train` with the default
+config. Half of the runs evaluate and log at the intervals of `auto`; the other half have intervals
+that are longer than the run. All runs evaluate after the last step. So the difference between the
+two halves is the time of all evaluations but one. The program multiplies this difference by
 evaluations / (evaluations - 1).
 
 Run no other programs meanwhile. The exit code is 1 if a cost exceeds its limit.

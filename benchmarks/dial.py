@@ -2,8 +2,8 @@
 
     python benchmarks/dial.py [--plot docs/dial.svg]
 
-The list RUNS in this file holds the settings of these trainings and their measured losses. This
-command repeats a training, if you replace the capital letters by its settings:
+The list RUNS in this file holds the settings of these trainings and their measured losses. To
+repeat a training, replace the capital letters of this command by the settings of the training:
     gptcli train model.n_layer=L model.n_embd=C model.n_head=C/64 model.block_size=T \
         train.batch_size=B train.max_steps=N model.dropout=P train.eval_every=N
 The plot needs matplotlib (extra `pictures`).

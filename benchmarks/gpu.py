@@ -6,7 +6,7 @@ Each part runs in its own process. If a part fails, the other parts still run. T
 
 `tests`     the tests that need a GPU
 `train`     `gptcli train shakespeare-gpu train.stop_at_val_loss=1.4697`, the whole process.
-            Pass tiny Shakespeare as --text, because nanoGPT's figure is for this text.
+            Pass tiny Shakespeare as --text, because 1.4697 is nanoGPT's loss on this text.
             Without --text, the run trains on the shipped text
 `step`      a training step of GPT-2 124M (T 1024, bfloat16, AdamW) of gptcli and of nanoGPT with
             torch.compile, in turn in one process, on random tokens
@@ -93,8 +93,9 @@ def machine() -> Found:
 
 
 def in_a_process(name: str, asked: argparse.Namespace) -> Found:
-    """Run a part in a separate process and return its result. If the part failed, the result has
-    the error, and what the part measured until then."""
+    """Run a part in a separate process and return its result.
+
+    If the process failed, the result has the error, and the last report of the part, if any."""
     words = [sys.executable, __file__, "--part", name, "--batch", str(asked.batch)]
     for option in ("nanogpt", "text"):
         if (path := getattr(asked, option)) is not None:
@@ -115,8 +116,7 @@ def in_a_process(name: str, asked: argparse.Namespace) -> Found:
 
 
 def report(found: Found) -> None:
-    """Print what a part has measured so far. A part can print several times; its last line is its
-    result."""
+    """Print what a part has measured so far. The last line that a part prints is its result."""
     print(json.dumps(found), flush=True)
 
 
@@ -368,8 +368,9 @@ def their_step(batch: int, path: Path) -> Callable[[], None]:
 
 
 def their_sampling(streams: int, path: Path, *, compiled: bool) -> Callable[[int], None]:
-    """A function that samples as nanoGPT's sample.py does. With
-    `compiled`, the model is compiled once, for all lengths of the text."""
+    """A function that samples as nanoGPT's sample.py does.
+
+    With `compiled`, the model is compiled once, for all lengths of the text."""
     import torch
 
     model = their_model(path).eval()

@@ -13,10 +13,10 @@ dropout). Every process uses PyTorch. These processes run in turn:
 
 The time of a step is the median of all rounds, without the first steps. A rank computes the same in
 "alone" and "ddp", so the difference of their times is the time for sending data and for waiting for
-slower ranks. For comparison, the program measures an all-reduce of as many bytes, without other
-work. The last column of the printed table has the number of rounds, and the largest share of the
-processor that other programs used in a round. On Linux, give the session a higher priority, so that
-other programs disturb it less: `echo -20 > /proc/self/autogroup` as root.
+slower ranks. For comparison, the program measures an all-reduce of as many bytes as the gradients
+have, without other work. The last column of the printed table has the number of rounds, and the
+largest share of the processor that other programs used in a round. On Linux, give the session a
+higher priority, so that other programs disturb it less: `echo -20 > /proc/self/autogroup` as root.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from typing import Any
 
 from benchmarks.machine import header
 
-SKIPPED = 3  # the number of first steps whose times are ignored
+SKIPPED = 3  # lines left out. A step's time needs the line before it, so 4 steps do not count
 Round = tuple[float, list[float]]
 """The share of the processor that other programs used, and the seconds of each step."""
 ALL = ("1x1", "1x2", "2x1 ddp", "2x1 fsdp", "2x1 alone", "4x1 ddp", "4x1 fsdp", "4x1 alone")
@@ -61,8 +61,8 @@ def words_of(name: str, batch: int, accum: int, steps: int, dtype: str) -> list[
 
 def times(name: str, words: list[str], folder: Path) -> tuple[list[float], float]:
     """The seconds of each step except the first few, and the share of the processor time that
-    other programs used. If the processes train alone, the times are those of the slowest
-    process."""
+    other programs used. If the processes train alone, each step has the time of the process that
+    was slowest in this step."""
     before, begun = _busy(), time.perf_counter()
     ranks, alone = int(name[0]), name.endswith("alone")
     runs = [folder / f"run-{number if alone else 0}" for number in range(ranks)]

@@ -1,13 +1,14 @@
 """Measures how fast token shards are read: `python benchmarks/reader.py FOLDER|URL`.
 
-If FOLDER or the URL is empty, the program first writes shards of random ids there. Then it reads
+If FOLDER or URL has no shards, the program first writes shards of random ids there. Then it reads
 the shards as a training does: it verifies each block, reads ahead, and follows the order of a run.
 Like the ranks of a node, the processes read different sequences. Run no other programs meanwhile.
-The shards are in the page cache, so the result is the speed of the reader and not of a disk.
+Shards in a folder that were just written are in the page cache. Then the result is the speed of the
+reader and not of a disk.
 
 | figure | what is read |
 |---|---|
-| blocks | every block once, with a check of its CRC-32 and of its largest token id |
+| blocks | one block after the other, with a check of its CRC-32 and of its largest token id |
 | windows | the sequences of a run in its order, as token ids of 2 bytes |
 | batches | what the network gets: inputs and targets as int64, together eight times as many bytes |
 

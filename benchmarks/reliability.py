@@ -4,11 +4,12 @@
     python -m benchmarks.reliability --full --state soak.jsonl  # an hour or more, in parts
     python -m benchmarks.reliability --parts kills signals --nanogpt ../nanoGPT
 
-A trial is one test of a promise. The program writes one line for each trial into the --state file,
-so you can stop and continue a long series. A trial depends only on --seed, its part and its number,
-and on the moment at which a signal reaches a process. So you can repeat almost every failure. The
-series ends with a table. The exit code is 1 if a trial of gptcli failed; nanoGPT's trials do not
-count. nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT.
+A trial tests a promise once or many times; the table at the end counts these tests. The program
+writes one line for each trial into the --state file, so you can stop and continue a long series. A
+trial depends only on --seed, its part and its number, and on the moment at which a signal reaches a
+process. So you can repeat almost every failure. The exit code is 1 if a trial of gptcli failed;
+nanoGPT's trials do not count. nanoGPT is the user's checkout of
+https://github.com/karpathy/nanoGPT.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def main() -> None:
     """Read the command line, run the trials that are not yet in the state file, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
-    parser.add_argument("--full", action="store_true", help="run the full number of trials")
-    parser.add_argument("--count", type=int, help="run this number of trials of each part")
+    parser.add_argument("--full", action="store_true", help="run the full number of tests")
+    parser.add_argument("--count", type=int, help="run this number of tests of each part")
     parser.add_argument(
         "--state", type=Path, help="a file of trials, so that a later call can continue"
     )
@@ -81,7 +82,7 @@ def work(
 ) -> None:
     """Run the trials `job`, `job + asked.jobs`, `job + 2 * asked.jobs` and so on of each part.
 
-    A part ends when the trials of all jobs together reach the number that `targets` has for it."""
+    A part ends when all jobs together have reached its number in `targets` (`Part.done`)."""
     mine = folder / f"job-{job}"
     mine.mkdir()
     shop = Workshop(mine)
@@ -106,7 +107,7 @@ def work(
 
 
 def read(state: Path) -> list[dict[str, Any]]:
-    """The trials in the state file, which has one trial per line."""
+    """The trials in the state file, which has one trial per line. Leaves out an incomplete line."""
     lines = state.read_text("utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 

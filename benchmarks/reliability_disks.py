@@ -1,7 +1,7 @@
 """Trials of saving: the process is killed, or the disk fails, loses data or fills up.
 
-benchmarks/reliability.py uses them. tests/training/disk_fault_trials.py runs the trials. This file
-counts the trials and their failures.
+benchmarks/reliability.py calls the functions of this file. They run the trials in
+tests/training/disk_fault_trials.py, and count the trials and their failures.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
     """Save again and again, and let each disk operation fail in turn. `trial` chooses the story, a
-    kind of save. In even trials, only this operation fails, once with each error. In odd
+    kind of save. In even trials, only one operation of a save fails, once with each error. In odd
     trials, all later operations fail too."""
     story, for_good = STORIES[trial // 2], trial % 2 == 1
     fail = (

@@ -1,6 +1,7 @@
 """Trials of damaged, hostile and random files, for benchmarks/reliability.py.
 
-tests/reliability and tests/fuzz run the trials. This file counts the trials and their failures.
+The functions of this file run the trials in tests/reliability and tests/fuzz, and count the trials
+and their failures.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ DAMAGES = 50  # files damaged in one trial
 HOSTILE = len(CASES)
 TARGETS = 16  # the number of targets in tests/fuzz/targets.py
 INPUTS = 250  # the number of inputs in one trial, for a target with share 1
-ROUNDS = 34  # how often a full series gives inputs to all targets: 200,000 inputs in total
+ROUNDS = 34  # how often a full series gives inputs to all targets: over 200,000 inputs in total
 
 
 def _small_run(shop: Workshop) -> Path:
-    """The folder of a finished run with three checkpoints, next to its text. The first call trains
-    this run."""
+    """The folder of a finished run with three checkpoints. Its text is in the same folder as the
+    run folder. The first call trains this run."""
     run, text = shop.folder / "small" / "run", shop.folder / "small" / "text.txt"
     if not run.exists():
         from gptcli.files.shipped import shipped_texts

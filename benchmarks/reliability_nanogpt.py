@@ -1,7 +1,9 @@
-"""Kills nanoGPT's unchanged train.py, to compare it with gptcli. The other parts of
-benchmarks/reliability.py kill gptcli in the same way. nanoGPT keeps one checkpoint, which
-torch.save overwrites in place. Here nanoGPT saves after every fifth step. Its network has the size
-of the network that gptcli trains in the other parts. $NANOGPT names a checkout of nanoGPT.
+"""Kills nanoGPT's unchanged train.py, to compare it with gptcli.
+
+The part `kills` of benchmarks/reliability.py kills gptcli in the same way. nanoGPT keeps one
+checkpoint, which torch.save overwrites in place. Here nanoGPT saves after every fifth step. Its
+network has the size of the network that gptcli trains in the part `kills`. $NANOGPT names a
+checkout of nanoGPT.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ class TheirTraining(Training):
 
 def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
     """Kill a nanoGPT run at random times after its first checkpoint, and resume it after each kill.
-    Return when the run has made all steps or cannot be resumed."""
+    Return when the run has made all steps, cannot be resumed, or was started 40 times."""
     outcome = Outcome()
     with tempfile.TemporaryDirectory(dir=shop.folder) as name:
         folder = Path(name)

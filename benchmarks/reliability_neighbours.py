@@ -76,8 +76,8 @@ def _slowly() -> None:
 
 
 def refusing_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Train on a disk that refuses one operation, or this operation and all later ones. Then resume
-    the run, or start it again, on a working disk."""
+    """Train on a disk that refuses one operation, or this operation and all later ones. If the
+    training ends with an error, resume the run, or start it again, on a working disk."""
     combination = trial // 2 % len(GRID)
     how = in_background if trial // 2 // len(GRID) % 2 else at_once
     reference, outcome = shop.reference(combination), Outcome()

@@ -1,6 +1,7 @@
-"""Runs each training in a separate process, for benchmarks/reliability.py. The process calls
-`gptcli.cli.main`. To save start-up time, this process is forked from a process that has imported
-all modules but has not computed anything (POSIX only).
+"""Runs each training in a separate process, for benchmarks/reliability.py.
+
+The process calls `gptcli.cli.main`. To save start-up time, it is forked from a process that has
+imported the modules of a training but has not computed anything (POSIX only).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def warm() -> None:
 
 
 class Training:
-    """`gptcli WORDS` in a separate process. Its stdout and stderr go to files next to the run."""
+    """`gptcli WORDS` in a separate process. Its stdout and stderr go to files in `folder`."""
 
     def __init__(
         self, words: list[str], folder: Path, prepare: Callable[[], None] | None = None
@@ -125,8 +126,8 @@ class Training:
         return dict(json.loads(lines[-1])) if lines else {}
 
     def resumed_from(self) -> int | None:
-        """The step from which the run was resumed, as the headline on stderr says it, or None if
-        there is no headline yet."""
+        """The step from which the run was resumed, as the headline on stderr says it. None if there
+        is no headline yet, or if the run is new."""
         found = re.search(r" tokens, from step (\d+)$", self.said(), re.MULTILINE)
         return int(found[1]) if found else None
 

@@ -79,7 +79,7 @@ def _kill(training: Launched, run: Path, chance: random.Random, outcome: Outcome
 
 
 def _await_save(training: Launched, run: Path) -> None:
-    """Wait until the ranks write a checkpoint or the training has ended."""
+    """Wait until the ranks are writing a checkpoint or the training has ended."""
     while training.process.poll() is None and not _is_saving(run):
         time.sleep(0.0005)
 
@@ -92,7 +92,8 @@ def _is_saving(run: Path) -> bool:
 
 
 def _reference(shop: Workshop, parallel: str, outcome: Outcome) -> Path:
-    """The folder of an undisturbed run with the same config. The first call trains this run."""
+    """The folder of an undisturbed run with the config of the run that is killed. The first call
+    with this `parallel` trains the undisturbed run."""
     if parallel not in _REFERENCES:
         folder = Path(tempfile.mkdtemp(dir=shop.folder))
         training = Launched(_words(shop, folder / "run", parallel), folder)

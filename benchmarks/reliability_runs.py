@@ -78,7 +78,7 @@ class Workshop:
         return ["train", str(self.text), *TINY, *GRID[combination], "--out", str(run), "--json"]
 
     def reference(self, combination: int) -> Reference:
-        """The undisturbed run of a config. The first call for this config trains the run."""
+        """The results of an undisturbed run. The first call for a config trains this run."""
         if combination not in self._references:
             run = Path(tempfile.mkdtemp(dir=self.folder)) / "whole"
             for name in ("first", "timed"):  # the first run may have to build the C library
@@ -294,7 +294,7 @@ def check_resumed(training: Training, before: int, code: int, outcome: Outcome) 
         return
     origin = training.resumed_from()
     if origin is None and (code == -signal.SIGKILL or "is finished" in training.said()):
-        return  # it was killed before it printed the step, or the run was finished already
+        return  # the training was killed before it printed the step, or had nothing to do
     if origin is None and code == 130 and not training.has_begun():
         return
     if origin != before:
@@ -302,8 +302,8 @@ def check_resumed(training: Training, before: int, code: int, outcome: Outcome) 
 
 
 def check_whole(run: Path, outcome: Outcome) -> None:
-    """Record a failure for each damaged checkpoint. Also record a failure if any line of
-    metrics.jsonl except the last is damaged."""
+    """Record a failure for each damaged checkpoint. Also record a failure if a line of
+    metrics.jsonl is damaged. The last line may be incomplete."""
     from gptcli.errors import GptcliError
     from gptcli.training import checkpoint
 

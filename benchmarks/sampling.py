@@ -53,11 +53,11 @@ def main() -> None:
     or nanoGPT), in this process."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
-    parser.add_argument("--run", type=Path, help="a run folder")
+    parser.add_argument("--run", type=Path, help="a run folder, to compare dtypes")
     parser.add_argument("--text", type=Path, help="a text that the run was not trained on")
-    parser.add_argument("--startup", type=Path, help="a run folder")
+    parser.add_argument("--startup", type=Path, help="a run folder, to time whole processes")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", help="a shape")
+    parser.add_argument("--only", help='a shape, such as "0.8 M"')
     parser.add_argument("--side", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.side:
@@ -72,7 +72,7 @@ def main() -> None:
 
 def compare(nanogpt: Path, rounds: int, only: str | None) -> None:
     """Print a table of tokens per second, and of the ratio of gptcli to nanoGPT. In each round,
-    nanoGPT and gptcli run in turn. All figures are medians of the rounds."""
+    nanoGPT and gptcli run one after the other. All figures are medians of the rounds."""
     heads = [f"{arch}, {dtype}" for arch, dtype in WAYS]
     print(f"| shape | streams | nanoGPT | {' | '.join(heads)} |")
     print("|---" * (3 + len(WAYS)) + "|")

@@ -6,11 +6,11 @@
 The clients run in one process and send streaming requests to /v1/completions. Each client sends its
 next request as soon as it has the whole answer to its previous request. Prompts have 20 to 100
 characters of TEXT, and answers have 100 new tokens. The first command starts both servers in turn,
-with 1, 8 and 64 clients. It prints new tokens per second and the time to the first token. The
-package xllamacpp has llama.cpp's server, and the package gguf writes the file for this server: `pip
-install xllamacpp gguf`. The second command compares 64 clients of the server with 64 streams
-without a server. It measures these streams as `gptcli bench` does: with full windows, and without
-reading prompts.
+and measures each server with 1, 8 and 64 clients. It prints new tokens per second and the time to
+the first token. The package xllamacpp has llama.cpp's server, and the package gguf writes the file
+for this server: `pip install xllamacpp gguf`. The second command compares 64 clients of `gptcli
+serve` with 64 streams without a server. `gptcli bench` measures these streams: with full windows,
+and without the time for reading prompts.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def main() -> None:
         "--text", type=Path, required=True, help="a text from which the prompts are taken"
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=4, help="of each client")
+    parser.add_argument(
+        "--requests", type=int, default=4, help="of each client; a single client sends at least 8"
+    )
     parser.add_argument("--against-streams", action="store_true")
     asked = parser.parse_args()
     print(header())
@@ -223,8 +225,8 @@ def prompt(chance: random.Random, text: str) -> str:
 
 
 async def client(port: int, prompts: list[str]) -> list[tuple[int, float]]:
-    """Send the prompts one after the other. Return for each the number of new tokens and the
-    seconds to the first text."""
+    """Send the prompts one after the other. For each prompt, return the number of new tokens and
+    the seconds to the first text."""
     return [await ask(port, one) for one in prompts]
 
 

@@ -3,12 +3,12 @@
     python benchmarks/start.py runs/NAME --nanogpt ../nanoGPT --other ../gptcli-before --rounds 10
 
 The commands are `sample` (200 tokens), `eval` and `--help`, and with --text also `score`. Each
-command runs in a new process. Each round runs the commands of every side (gptcli, the other
-checkout, nanoGPT) once. The order of the sides changes from round to round. nanoGPT takes part only
-in `sample`. Its unchanged sample.py also writes 200 tokens. This program gives it a checkpoint with
-random weights and with the size of the run. The table has the wall time (median and fastest), the
-time to the first character, and the processor time, which changes less than the wall time if other
-processes run.
+command has its own rounds. A round runs the command once for every side (gptcli, the other
+checkout, nanoGPT), each time in a new process. The order of the sides changes from round to round.
+nanoGPT takes part only in `sample`. Its unchanged sample.py also writes 200 tokens. This program
+gives sample.py a checkpoint with random weights and with the size of the run's network. The table
+has the wall time (median and fastest), the time to the first character, and the processor time. If
+other processes run, the processor time changes less than the wall time.
 """
 
 from __future__ import annotations
@@ -120,8 +120,9 @@ def report(sides: Sequence[Side], rounds: int) -> None:
 
 
 def timed(side: Side) -> tuple[float, float, float]:
-    """Three times of a process in seconds: how long it runs, how long until the first byte of
-    output, and the processor time."""
+    """How long a process runs, how long until its first byte of output, and its processor time.
+
+    All three are in seconds."""
     environment = {**os.environ, "PYTHONPATH": str(side.path)}
     environment.pop(
         "PYTHONDONTWRITEBYTECODE", None

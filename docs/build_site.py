@@ -180,7 +180,7 @@ class Pages:
 
     def write(self) -> None:
         """Write the Markdown of all pages, and their pictures. Ends the program if a link leads to
-        no file."""
+        no file, or to a file that no page can show."""
         while self.waiting:
             file = self.waiting.pop(0)
             if file in self.done:
@@ -215,7 +215,9 @@ class Pages:
         return CODE.sub(_code, text)
 
     def _target(self, file: str, link: str) -> str:
-        """The place in the site to which a link of the page `file` leads."""
+        """The link in the form that works in the site. `link` stands on the page `file`.
+
+        A link to another website, or to a heading of the page itself, stays as it is."""
         name, hash_, anchor = link.partition("#")
         if not name or re.match(r"[a-z]+:", name):
             return link

@@ -1,8 +1,9 @@
 """The pictures of the course, from real checks of files with one mistake each.
 
-The program writes the skeletons of the exercises attention and layer norm with `gptcli exercise`,
-fills them in with one wrong step each, and draws the output of their checks. Then it corrects the
-layer norm, and draws the output of `gptcli exercise --status`.
+The program writes the skeletons of the exercises attention, layer norm and MLP with `gptcli
+exercise`. It fills in the attention and the layer norm with one wrong step each, and draws the
+output of their checks. Then it corrects the layer norm, and draws the output of
+`gptcli exercise --status`.
 """
 
 from __future__ import annotations

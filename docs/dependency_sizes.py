@@ -39,7 +39,7 @@ def needs(found: Distribution) -> Iterator[str]:
 
 
 def size(found: Distribution) -> int:
-    """The bytes of a package's files, without __pycache__."""
+    """The number of bytes of a package's files, without .pyc files."""
     files = (Path(str(found.locate_file(path))) for path in found.files or [])
     return sum(path.stat().st_size for path in files
                if path.suffix != ".pyc" and path.is_file())  # fmt: skip
@@ -54,8 +54,9 @@ def installed(name: str) -> Distribution | None:
 
 
 def closure(name: str, known: set[str]) -> list[Distribution]:
-    """A package and the packages that it needs, without those in `known`. Also adds the names of
-    the returned packages to `known`."""
+    """The package `name` and all packages that it needs, directly or not, if they are installed.
+
+    Leaves out the packages in `known`, and adds the names of the returned packages to `known`."""
     found = installed(name)
     if found is None or name in known:
         return []

@@ -1,6 +1,6 @@
 """Writes the tables of files in CONTRIBUTING.md, from the first paragraph of each file's docstring.
 
-`make map` runs it. `python docs/file_map.py --check` exits with 1 if a table is out of date.
+`make map` runs this program. With --check, it only exits with 1 if a table is out of date.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GUIDE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- file map: made by `make map` -->", "<!-- end of the file map -->"
 
-# The folders of gptcli/ in the order in which a text passes through them. A folder that is not in
-# this list comes last.
+# The folders of gptcli/ in the order of the map, which is roughly the order in which a text passes
+# through them. A folder that is not in this list comes last.
 ORDER = (
     "gptcli", "gptcli/cli", "gptcli/serving",
     "gptcli/api", "gptcli/files", "gptcli/tokenization", "gptcli/corpus",
@@ -96,7 +96,9 @@ def with_table(guide: str) -> str:
 
 
 def main() -> None:
-    """Write the file map into CONTRIBUTING.md. With --check, fail if it is out of date."""
+    """Write the file map into CONTRIBUTING.md.
+
+    With --check, write nothing, and fail if the map is out of date."""
     guide = GUIDE.read_text("utf-8")
     wanted = with_table(guide)
     if "--check" in sys.argv[1:]:

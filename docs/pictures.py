@@ -3,9 +3,9 @@
     python docs/pictures.py [NAME ...]     # all pictures, or those whose path contains a NAME
     python docs/pictures.py --list
 
-`gptcli train` trains the runs in build/pictures. The runs stay there. A second call trains
-only one of them again, because docs/train-moving.svg shows a training. Delete build/pictures to
-train all runs again.
+The program trains its runs in build/pictures with gptcli, and leaves them there. A second call of
+the program trains only one run again: docs/train-moving.svg shows this training. Delete
+build/pictures to train all runs again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ PICTURES = (
 
 
 class Workshop:
-    """The folder in which pictures.py trains the runs and calls the commands."""
+    """The folder in which this program trains the runs and calls the commands."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

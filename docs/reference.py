@@ -2,9 +2,9 @@
 
     python docs/reference.py [--check]
 
-`make reference` runs it. The texts come from the code: the docstrings of the config, the help of
-the commands, and the docstrings of the library. With --check, the program writes nothing and exits
-with 1 if a page is out of date.
+`make reference` runs this program. The texts come from the code: the docstrings of the config, the
+help of the commands, and the docstrings of the library. With --check, the program writes nothing
+and exits with 1 if a page is out of date.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ import pyte
 
 PROMPT = "$ "
 KEY_SECONDS = 0.06  # the time between two typed keys
-FRAME_SECONDS = 0.25  # the shortest time between two frames
+FRAME_SECONDS = 0.25  # the shortest time between two frames while a command works
 END_SECONDS = 6.0  # how long the last frame is shown
 ROUNDS = 3  # how many times a moving picture plays before it stops
 CELL, LINE, SIZE = 8.4, 19.0, 14  # pixels: width of a cell, height of a row, size of the font

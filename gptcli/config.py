@@ -49,10 +49,11 @@ LEAST_SHARE = 1e-5
 
 
 def _weights(value: object) -> object:
-    """The value of data.weights as a list of numbers. It can be a list or a text such as `0.7,0.3`.
+    """The value of data.weights as a list of numbers; None for null.
 
-    Returns None for null. Raises PydanticCustomError if a weight is not a number of at least 0, if
-    all weights are 0, or if a weight above 0 is less than LEAST_SHARE of the sum."""
+    `value` can be a list, a number or a text such as `0.7,0.3`. Raises PydanticCustomError if a
+    weight is not a number of at least 0, if all weights are 0, or if a weight above 0 is less than
+    LEAST_SHARE of the sum."""
     if value is None:
         return None
     given: Any = value.split(",") if isinstance(value, str) else value
@@ -92,10 +93,11 @@ class DataConfig(_Section):
 
     source: Texts = "shakespeare"
     """The text, or a list of texts. A text is the name of a shipped text, the path of a file, or
-    the path of a folder. gptcli reads all files in a folder and its subfolders. A file is plain
-    text, .jsonl, .json, .csv, .tsv or .parquet. Each kind except .parquet can be compressed as .gz,
-    .bz2 or .xz. `-` is standard input. A text can also be a folder or URL of token shards that
-    `gptcli tokenizer shards` wrote."""
+    the path of a folder. In a folder and its subfolders, gptcli reads all files except hidden
+    files, binary files, editors' backups and runs. A file is plain text, .jsonl, .json, .csv, .tsv
+    or .parquet. Each kind except .parquet can be compressed as .gz, .bz2 or .xz. `-` is standard
+    input. A text can also be a folder or URL of token shards that `gptcli tokenizer shards`
+    wrote."""
     weights: Annotated[list[Annotated[Number, Field(ge=0.0)]] | None, BeforeValidator(_weights)] = (
         None
     )
@@ -111,8 +113,8 @@ class DataConfig(_Section):
     """What one document is. auto: a whole file of plain text, a line of a .jsonl, an entry of a
     .json list, or a row of a .csv, .tsv or .parquet; `<|endoftext|>` also ends a document. line: as
     auto, but in a file of plain text each line is a document. file: every file is read as plain
-    text and is one document, even a .csv or .json. The exception is a .jsonl, in which each line is
-    a document."""
+    text and is one document, even a .csv or .json. There are two exceptions: in a .jsonl, each line
+    is a document; and a .parquet cannot be read."""
     encoding: str | None = None
     """The encoding of the files that are not UTF-8, such as cp1252 or utf-16. The names are
     Python's."""
@@ -130,9 +132,9 @@ class DataConfig(_Section):
     `documents` if the text has several documents, else `tail`."""
     unknown: Literal["error", "drop", "replace"] = "error"
     """What to do with characters of the text that are missing in the vocabulary of a char tokenizer
-    from another run (tokenizer.from). error: refuse the text. drop: leave these characters out.
-    replace: replace each of them by the most similar known characters (é by e), or by a space if
-    none are similar. This key also decides what happens to such characters in the prompts of
+    from another run (tokenizer.from, --from). error: refuse the text. drop: leave these characters
+    out. replace: replace each of them by the most similar known characters (é by e), or by a space
+    if none are similar. This key also decides what happens to such characters in the prompts of
     `sample` and `serve`, and in the texts of `score` and `eval --file`."""
 
     @field_validator("encoding")
@@ -185,7 +187,7 @@ class DataConfig(_Section):
 
     @property
     def described(self) -> str:
-        """`name`, or the texts of a mixture with their shares: `a.txt 70 %, b.txt 30 %`."""
+        """`name`. For a mixture: its texts (at most three) and shares: `a.txt 70 %, b.txt 30 %`."""
         if self.shares is None:
             return self.name
         texts = zip(self.short_names, self.shares, strict=True)
@@ -356,7 +358,7 @@ class ModelConfig(_Section):
         return ", or ".join(choices)
 
     def _refuse_rotary_keys(self) -> None:
-        """Raise PydanticCustomError if a key is set that only rotary positions can have."""
+        """Raise PydanticCustomError if a key has a value that only rotary positions can have."""
         usual = {"n_kv_head": (None, self.n_head), "qk_norm": (None, False)}
         for key in ("n_kv_head", "rope_theta", "head_dim", "qk_norm"):
             if self.model_dump()[key] not in usual.get(key, (None,)):
@@ -511,8 +513,8 @@ class TrainConfig(_Section):
     """Time limit in minutes, start-up included. gptcli plans as many steps as fit in this time, and
     changes the plan if the speed changes during the run. null: no time limit."""
     max_epochs: Annotated[Number, Field(gt=0.0, le=1e9)] | None = None
-    """How often the run may read its text. The limit lowers max_steps. If `minutes` is set,
-    it also lowers each new plan. `--resume --extend` removes the limit. null: no limit."""
+    """How often the run may read its text. This limit lowers max_steps, and also each new plan if
+    `minutes` is set. `--resume --extend` removes the limit. null: no limit."""
     batch_size: Count | Auto = _DEFAULT_ROWS
     """Sequences in one forward pass. A step has batch_size * grad_accum sequences. auto: a step has
     16 * grad_accum sequences. gptcli splits them into equal micro-batches that are as large as
@@ -549,8 +551,9 @@ class TrainConfig(_Section):
     evaluates after its last step. auto: a twentieth of max_steps, or more if the evaluations would
     take more than about 2 % of the training time."""
     checkpoint_every: Count | Auto = "auto"
-    """Steps between checkpoints. auto: about one checkpoint per minute, or fewer if saving would
-    take more than 1 % of the training time."""
+    """Steps between checkpoints. The run also saves a checkpoint after each evaluation with a new
+    best loss, and at its end unless it diverged. auto: about one checkpoint per minute, or fewer if
+    saving would take more than 1 % of the training time."""
     keep_checkpoints: Annotated[int, Field(ge=2, le=10**6)] = 2
     """How many of the newest checkpoints the run keeps. It also keeps the best checkpoint."""
     sample_every: Annotated[int, Field(ge=0, le=10**9)] = 0
@@ -631,23 +634,23 @@ class RunConfig(_Section):
     to gain from the compilation and uses no parts that the user wrote."""
     engine: Literal["auto", "native", "torch"] = "auto"
     """What computes the forward and backward passes. native: a C library, only for float32 and
-    bfloat16 on a CPU. gptcli compiles it once for this processor. It is faster than PyTorch. torch:
-    PyTorch. auto: native if it can compute this run, else torch."""
+    bfloat16 on a CPU. gptcli compiles this library once for this processor. The library is faster
+    than PyTorch. torch: PyTorch. auto: native if it can compute this run, else torch."""
     threads: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
-    """Number of CPU threads. auto: $OMP_NUM_THREADS, or one for each physical core if it is not
-    set, but no more than a container allows."""
+    """Number of CPU threads. auto: $OMP_NUM_THREADS if it is set, else one for each physical core,
+    but no more than a container allows."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several processes (ranks) train together. ddp: each rank has all weights, and the ranks
     average their gradients. fsdp: each rank holds a part of the weights and of the optimizer's
     state, for networks that do not fit in one GPU. With a single process, this key has no
     effect."""
     rank_timeout: Annotated[Number, Field(ge=1.0, le=1e6)] = 600.0
-    """Seconds that the ranks wait for a rank that does not answer. After this time gptcli assumes
-    that it hangs."""
+    """Seconds that the ranks wait for a rank that does not answer. After this time, gptcli assumes
+    that this rank hangs."""
     loggers: Annotated[list[LoggerName], BeforeValidator(_logger_names)] = []
     """Loggers, which write the numbers of metrics.jsonl in other formats: csv (a table),
     tensorboard, trackio, wandb (offline). A list, or names with commas between them. Each logger
-    except csv needs the package of the same name."""
+    except csv needs the package that has its name."""
 
 
 class Config(_Section):

@@ -206,7 +206,7 @@ def read_yaml(path: Path, inside: Path | None = None) -> str:
 def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config") -> Config:
     """The config in a YAML text after overrides are applied. Error messages call the text `name`.
 
-    Raises ConfigError with all problems, or GptcliError if the text is not YAML."""
+    Raises ConfigError with all problems, or GptcliError if the text or an override is not YAML."""
     document = _Document(name)
     _read_yaml(document, text)
     return _checked(document, overrides)
@@ -217,7 +217,8 @@ def config_of_values(
 ) -> Config:
     """The config with `values` (section -> key -> value) after overrides are applied.
 
-    Error messages call the config `name`. Raises ConfigError with all problems."""
+    Error messages call the config `name`. Raises ConfigError with all problems, or GptcliError if
+    an override is not YAML."""
     return _checked(_Document(name, {**values}), overrides)
 
 
@@ -277,7 +278,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def dump_config(config: Config) -> str:
-    """The config as YAML with every key. load_config reads the same config from this text."""
+    """The config as YAML with every key. parse_config reads the same config from this text."""
     text = yaml.dump(
         config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9
     )
@@ -321,7 +322,7 @@ def changed_values(key: str, old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """The keys in which two configs differ: dotted key -> (old value, new value)."""
+    """The keys in which two configs differ: "section.key" -> (old value, new value)."""
     before, after = keys_and_values(old.model_dump()), keys_and_values(new.model_dump())
     return {".".join(key): (before[key], after[key]) for key in before if before[key] != after[key]}
 

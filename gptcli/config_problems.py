@@ -18,7 +18,7 @@ Problem = tuple[str, str | None]
 
 
 def dotted_keys() -> list[str]:
-    """Every valid dotted key, in the order of the schema."""
+    """Every key as "section.key", in the order of the schema. Leaves out the keys of train.lora."""
     return [".".join(key) for key in flatten(Config().model_dump())]
 
 

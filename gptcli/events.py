@@ -42,11 +42,11 @@ class StepDone:
 
     step: int
     tokens: int  # number of tokens that the run has read so far
-    seconds: float  # training time since step 0, without pauses
+    seconds: float  # of the run since step 0: with evaluations, but without interruptions
     loss: float  # of this step's batch, in nats per token
     learning_rate: float
     grad_norm: float  # before clipping
-    tokens_per_second: float  # since the previous logged step, without evaluations
+    tokens_per_second: float  # since the previous logged step; counts only the time of steps
     logged: bool
     part_norms: tuple[float, ...] = ()  # gradient norms: embeddings, each block, rest; if logged
 
@@ -78,7 +78,8 @@ class ExtraEvaluation:
 class LookedInside:
     """Comes after an evaluation, with the token losses and attention maps of a validation passage.
 
-    Only the journal records this event, for reports."""
+    The maps cover only the first tokens of the passage. `maps` is () if the user wrote the
+    attention or the block. Only the journal uses this event: it records the event for reports."""
 
     step: int
     ids: tuple[int, ...]  # the tokens of the passage
@@ -116,8 +117,8 @@ class SampleDrawn:
 class Notice:
     """A message for the user, of one line.
 
-    `short` says the same in a few words. If the message stays important for some time, `short` is
-    set, and the live view keeps showing it."""
+    `short` says the same in a few words, and the live view keeps showing it. It is set only for a
+    message that stays important for some time."""
 
     message: str
     short: str = ""

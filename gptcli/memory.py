@@ -30,7 +30,7 @@ def available_memory() -> int | None:
     Returns None if the system does not tell."""
     found = [_available_in_machine()]
     found += [max(0, limit - used) for limit, used in memory_limits()]
-    return min((size for size in found if size), default=None)
+    return min((size for size in found if size is not None), default=None)
 
 
 def memory_for_this_process() -> int | None:

@@ -1,9 +1,10 @@
 """The names that nanoGPT, litgpt, transformers, llama.cpp and others use, and gptcli's names.
 
-Names are written here without dashes at the beginning, in lower case, and with `_` instead of `-`:
-max_new_tokens stands for `--max_new_tokens` and `--max-new-tokens`. Each row of a table has
-gptcli's form, a colon, and the other names for it. An indented line continues the row above it. To
-let the hints know one more spelling, add it to a row.
+Names of options and keys are written here without dashes at the beginning, in lower case, and with
+`_` instead of `-`: max_new_tokens stands for `--max_new_tokens` and `--max-new-tokens`. Names of
+commands keep their dashes. Each row of a table has gptcli's form, a colon, and the other names for
+it. An indented line continues the row above it. To let the hints know one more spelling, add it to
+a row.
 """
 
 from __future__ import annotations
@@ -157,8 +158,8 @@ TEXT: dataset data data_dir data_path dataset_path dataset_dir dataset_name trai
 }  # fmt: skip
 """Command -> gptcli's form of an option or argument, and other names for it.
 
-VALUE stands for the user's value. A form that is one word in capitals, such as RUN, is an argument:
-the user writes the value without an option."""
+The command "" is `gptcli` without a command. VALUE stands for the user's value. A form that is one
+word in capitals, such as RUN, is an argument: the user writes the value without an option."""
 
 FIXED = {
     "bf16": ("run.dtype", "bfloat16"),
@@ -186,7 +187,8 @@ FIXED = {
     "no_compile": ("run.compile", "false"),
     "no_bias": ("model.bias", "false"),
 }
-"""The name of an option that takes no value -> (the config key that it means, the value)."""
+"""The name of an option -> (the config key that it means, the value). The hints do not use a value
+that the user gives, as in `-ngl 99`."""
 
 VALUES = {
     "run.dtype": {
@@ -275,5 +277,5 @@ COMMAND_OF = _by_name(_COMMANDS)
 
 
 def normalised(name: str) -> str:
-    """A name as this table writes it: `--Max-New-Tokens` -> max_new_tokens."""
+    """The name of an option or key as these tables write it: `--Top-K` -> top_k."""
     return name.lstrip("-").replace("-", "_").lower()

@@ -133,7 +133,9 @@ def all_features() -> frozenset[str] | None:
 
 
 def _features_of_macos() -> list[str]:
-    """The features that macOS reports for an x86-64 processor, named as in Linux."""
+    """The features that macOS reports for an x86-64 processor, in lower case.
+
+    Those in KINDS have the same names in Linux."""
     keys = ("machdep.cpu.features", "machdep.cpu.leaf7_features")
     try:
         done = subprocess.run(["sysctl", "-n", *keys], capture_output=True, check=False, timeout=5)

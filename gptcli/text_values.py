@@ -5,7 +5,7 @@ and `[draft] x.txt` is a broken list. So for a key that takes text, VALUE is rea
 
 | value | is |
 |---|---|
-| in single or double quotes, completely | the text inside, by YAML's rules |
+| in single or double quotes, completely | the text inside, with its escapes replaced |
 | `null`, `~` or nothing, if the key can be null | null |
 | a YAML list of texts, if the key takes lists and no file has this name | that list |
 | everything else | the text itself |
@@ -37,7 +37,7 @@ _WINDOWS_PATH = re.compile(r'"[A-Za-z]:\\(?!\\|x[01][0-9A-F])')
 
 
 def takes_text(key: tuple[str, ...]) -> bool:
-    """Whether the value of `key` is text. `key` can also name an item of a list."""
+    """Whether `key` takes text. `key` can also name an item of a list."""
     forms = _forms(key[:2])
     return "text" in forms and (len(key) == 2 or (len(key) == 3 and "list" in forms))
 

@@ -1,5 +1,4 @@
-"""Fixtures for all tests: a separate cache, `gptcli` called without a new process, a trained
-run."""
+"""Fixtures for all tests: a separate cache, gptcli without a new process, a trained run."""
 
 from __future__ import annotations
 
@@ -61,8 +60,9 @@ Once = Callable[[str, Callable[[Path], None]], Path]
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Lock the file `path` during a `with` block. So only one pytest worker at a time runs the
-    block."""
+    """Lock the file `path` during a `with` block.
+
+    So only one pytest worker at a time runs the block."""
     import fcntl
 
     with path.open("w") as file:
@@ -75,7 +75,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     """once("name", make) makes a folder that all pytest workers share, and returns its path.
 
     The first worker that calls it creates the folder and calls make(folder). The other workers wait
-    until the folder is complete, and then get its path. They must not write to it."""
+    until the folder is complete, and then get its path. No test may write to the folder."""
     base = tmp_path_factory.getbasetemp()
     if WORKER and os.name == "posix":
         base = base.parent  # all workers share this folder
@@ -122,8 +122,9 @@ def _test_cache(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterato
 
 
 def _copy_libraries(source: Path, goal: Path) -> None:
-    """Copy C libraries from `source` to `goal`, except those that `goal` has. Several pytest
-    workers can safely do this at the same time."""
+    """Copy C libraries from `source` to `goal`, except those that `goal` has.
+
+    Several pytest workers can safely do this at the same time."""
     for path in source.glob("*.so"):
         if not (goal / path.name).exists():
             goal.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -133,8 +134,9 @@ def _copy_libraries(source: Path, goal: Path) -> None:
 
 
 def _share_libraries(native: Path, once: Once) -> None:
-    """Put the C libraries into this pytest worker's cache folder `native`. One of the workers
-    compiles each library, and the other workers copy it."""
+    """Put the C libraries into this pytest worker's cache folder `native`.
+
+    Each library is compiled by one worker, and copied by the others."""
     from gptcli.native import library
 
     sources = [library.TRAINING, library.TRAINING_FLOAT32, library.SAMPLING]
@@ -155,13 +157,12 @@ def _share_libraries(native: Path, once: Once) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _shared_worker_process(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Let the course checks of a pytest process share a sandbox process, which imports PyTorch
-    once.
+    """Let the course checks of a pytest process share a sandbox process.
 
-    The sandbox process (gptcli.course.sandbox.isolation.Worker) runs each file in a fork of itself,
-    so files cannot affect each other. Outside the tests, every check starts a new sandbox process.
-    The tests do the same in three cases: with --slow, on systems other than Linux, and if a test
-    sets GPTCLI_NEW_WORKER."""
+    The sandbox process (gptcli.course.sandbox.isolation.Worker) imports PyTorch once. It runs each
+    file in a fork of itself, so files cannot affect each other. Outside the tests, every check
+    starts a new sandbox process. The tests do the same in three cases: with --slow, on systems
+    other than Linux, and if a test sets GPTCLI_NEW_WORKER."""
     # This fixture must not use the fixture `slow`: --slow selects the tests that use `slow`, and
     # every test uses this fixture.
     if pytestconfig.getoption("--slow") or sys.platform != "linux":
@@ -232,8 +233,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --slow, leave out the tests marked `slow`, and most cases of tests marked
-    `long_series`.
+    """Without --slow, leave out tests marked `slow`, and most cases of those marked `long_series`.
 
     A test has one case for each set of parameters. About a third of the cases of a `long_series`
     remain if it has up to 12 cases, a sixth if it has 13 to 40, and a twelfth if it has more. With
@@ -279,14 +279,14 @@ def wanted(request: pytest.FixtureRequest, parameter: str, *always: Any) -> set[
 
 @pytest.fixture(scope="session")
 def slow(pytestconfig: pytest.Config) -> bool:
-    """True if a test should try a whole series of cases (`make slow`), False if only some of
-    them."""
+    """True if a test should try a whole series of cases (`make slow`), False if only some."""
     return bool(pytestconfig.getoption("--slow"))
 
 
 def some(series: Iterable[T], count: int, slow: bool) -> list[T]:
-    """All items of `series` if `slow`, otherwise only `count` evenly spaced items, which include
-    the first and the last item."""
+    """All items of `series` if `slow`, otherwise only `count` evenly spaced items.
+
+    The first and the last item are always among them."""
     whole = list(series)
     if slow or len(whole) <= count:
         return whole
@@ -354,8 +354,7 @@ SMALL = (
 
 @pytest.fixture(scope="session")
 def trained(once: Once, text_file: Path) -> Path:
-    """The run folder of a small network in float32: 40 steps on `text_file`, with two
-    evaluations."""
+    """The run folder of a small float32 network: 40 steps on `text_file`, two evaluations."""
 
     def train(folder: Path) -> None:
         command = [

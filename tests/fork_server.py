@@ -42,8 +42,9 @@ def stream(number: int, *, write: bool, unbuffered: bool) -> io.TextIOWrapper | 
 
 
 def gptcli(request: dict[str, Any], descriptors: list[int]) -> int:
-    """Run `gptcli WORDS` with the client's streams, folder and environment. Return the exit
-    code."""
+    """Run `gptcli WORDS` with the client's streams, folder and environment.
+
+    Return the exit code."""
     for number in (0, 1, 2):
         os.close(number)
     for number, descriptor in zip(request["streams"], descriptors, strict=True):
@@ -88,7 +89,7 @@ def warm() -> None:
     for package in ("cli", "corpus", "model", "sampling", "tokenization", "training", "view"):
         folder = importlib.import_module(f"gptcli.{package}")
         for module in pkgutil.iter_modules(folder.__path__, f"gptcli.{package}."):
-            # The module fused_loss_kernel needs Triton, which needs a GPU.
+            # The module fused_loss_kernel imports Triton, which is not installed everywhere.
             if module.name != "gptcli.model.fused_loss_kernel":
                 importlib.import_module(module.name)
     torch.set_num_threads(1)

@@ -124,8 +124,9 @@ def test_no_circle_among_modules() -> None:
 
 
 def test_the_arch_descriptions_import_only_the_standard_library() -> None:
-    """gptcli.config imports model/arch.py. If that file imported torch, even `gptcli --help` would
-    have to wait for torch."""
+    """gptcli.config imports model/arch.py.
+
+    If that file imported torch, even `gptcli --help` would have to wait for torch."""
     tree = ast.parse((ROOT / "gptcli" / "model" / "arch.py").read_text("utf-8"))
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert modules == {"__future__", "collections.abc", "dataclasses", "typing"}
@@ -140,8 +141,9 @@ def test_attention_is_readable_alone() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_sizes_and_names(path: Path) -> None:
-    """Files in model/ and training/ are short enough for learners to read in one sitting. No file
-    has a name such as utils, which does not say what the file holds."""
+    """Files in model/ and training/ are short enough for learners to read in one sitting.
+
+    No file has a name such as utils, which does not say what the file holds."""
     if path.parent.name in ("model", "training"):
         assert len(path.read_text("utf-8").splitlines()) <= 400
     assert path.stem not in {"utils", "helpers", "common", "misc", "base"}

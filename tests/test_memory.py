@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptcli import memory
+from gptcli.sampling.backend import free_memory
 
 PAGE = 4096
 FILES = {
@@ -41,6 +42,12 @@ def test_available_memory_is_the_smaller_of_machine_and_container(files: dict[st
     assert memory.available_memory() == 5000 * 1024
     files["/sys/fs/cgroup/memory.max"] = "3000000\n"
     assert memory.available_memory() == 2_000_000
+
+
+def test_a_full_container_has_no_memory_left(files: dict[str, str]) -> None:
+    files["/sys/fs/cgroup/memory.max"] = "1000000\n"
+    assert memory.available_memory() == 0
+    assert free_memory(None) == 0
 
 
 def test_a_process_can_have_what_it_holds_and_what_is_available(files: dict[str, str]) -> None:

@@ -30,7 +30,7 @@ LOSS, WEIGHTS = 2e-5, 2e-4
 
 
 def expected(name: str) -> dict[str, Any]:
-    """What gptcli printed about the run `name`, in the version that trained it."""
+    """The recorded output of gptcli about the run `name`."""
     found: dict[str, Any] = json.loads((OLD_RUNS / name / "expected.json").read_text("utf-8"))
     return found
 

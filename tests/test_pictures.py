@@ -29,8 +29,9 @@ def registry() -> tuple[Any, ...]:
 
 
 def named_pictures() -> dict[str, list[str]]:
-    """The pictures in Markdown files: the path of a picture from the project's root -> the names of
-    the files that show it."""
+    """The pictures in Markdown files: path of a picture -> names of the files that show it.
+
+    The paths begin at the project's root."""
     found: dict[str, list[str]] = {}
     for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("benchmarks/*.md")]:
         for match in NAMED.finditer(page.read_text("utf-8")):
@@ -93,8 +94,9 @@ def test_what_moves_stands_still_for_those_who_ask() -> None:
 
 
 def test_a_terminal_is_drawn_as_it_shows_text(tmp_path: Path) -> None:
-    """docs/terminal.py draws the text and the colours that a command prints in a real shell. A row
-    that stays on the screen is drawn only once."""
+    """docs/terminal.py draws the text and the colours that a command prints in a real shell.
+
+    A row that stays on the screen is drawn only once."""
     pytest.importorskip("pyte", reason="needs the extra `pictures`")
     sys.path.insert(0, str(DOCS))
     try:

@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 
 def commands() -> list[str]:
-    """All command lines in the README's code blocks. The tests in tests/docs run these commands."""
+    """All command lines in the README's code blocks. The tests in tests/docs run most of them."""
     return [command for block in blocks("README.md") for command in block.commands()]
 
 
@@ -50,7 +50,7 @@ def test_without_make_the_readme_installs_what_make_installs() -> None:
 
 
 def test_constraints_pin_every_dependency_and_satisfy_its_bound() -> None:
-    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    tomllib = pytest.importorskip("tomllib")  # new in Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     dependencies = {
         canonicalize_name(requirement.name): requirement

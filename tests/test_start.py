@@ -1,4 +1,5 @@
-"""Commands that use a run do not import PyTorch, and print what they would print with PyTorch."""
+"""On a CPU, commands such as `sample`, `score` and `eval` do not import PyTorch, and print what
+they would print with PyTorch."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ FILES = sorted(path.name for path in FOLDER.glob("*.yml"))
 
 
 def workflow(name: str) -> dict[Any, Any]:
-    """The parsed YAML of a workflow. Its key `on` becomes True, because YAML 1.1 reads `on` as
-    true."""
+    """The parsed YAML of a workflow.
+
+    Its key `on` becomes True, because YAML 1.1 reads `on` as true."""
     found: dict[Any, Any] = yaml.safe_load((FOLDER / name).read_text("utf-8"))
     return found
 
@@ -104,7 +105,7 @@ def test_every_make_target_of_a_workflow_exists(name: str) -> None:
 
 
 def test_the_package_says_what_it_is() -> None:
-    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    tomllib = pytest.importorskip("tomllib")  # new in Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     for key in ("description", "readme", "license", "authors", "keywords", "requires-python"):
         assert project[key], key

@@ -46,8 +46,9 @@ def train_and_sample(*gptcli: str | Path, cwd: Path, env: Mapping[str, str] | No
 
 
 def refuse_more_than_needed(site_packages: Path) -> None:
-    """Fail if a package that gptcli needs is missing. Also fail if a package is installed that only
-    gptcli's extras need (a few such packages are checked)."""
+    """Fail if a package that gptcli needs is missing, or if one that only extras need is installed.
+
+    Checks a few packages of each kind."""
     there = {found.metadata["Name"].lower() for found in distributions(path=[str(site_packages)])}
     needed = {"gptcli", "torch", "numpy", "typer", "pydantic"}
     assert needed <= there, needed - there
@@ -97,8 +98,9 @@ def main() -> None:
 
 
 def check_uvx(wheel: Path, wheels: Path, folder: Path) -> None:
-    """Train and sample with `uvx --from WHEEL gptcli`, if uv is installed. uvx takes all packages
-    from the folder `wheels`."""
+    """Train and sample with `uvx --from WHEEL gptcli`, if uv is installed.
+
+    uvx takes all packages from the folder `wheels`."""
     uvx = shutil.which("uvx") or shutil.which("uvx", path=Path(sys.executable).parent)
     if uvx is None:
         print("uv is not installed: uvx was not tried")

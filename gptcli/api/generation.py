@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, cropped
 
 if TYPE_CHECKING:
     from gptcli.sampling.generate import SampleRequest
@@ -35,8 +35,10 @@ class Generation:
         """Raise GptcliError if a value has a wrong type or is out of range.
 
         `spelt` returns the name that messages use for a parameter, such as "--top-k" for top_k."""
-        for name, least in (("max_new_tokens", 0), ("top_k", 1), ("seed", 0)):
-            _refuse_number(spelt(name), getattr(self, name), least)
+        refuse_number(spelt("max_new_tokens"), self.max_new_tokens, 0)
+        for name, least in (("top_k", 1), ("seed", 0)):
+            if getattr(self, name) is not None:
+                refuse_number(spelt(name), getattr(self, name), least)
         for name, usual, most in (
             ("temperature", "0.5 to 1.2", math.inf),
             ("repetition_penalty", "1 to 1.3", math.inf),
@@ -46,9 +48,10 @@ class Generation:
             value = getattr(self, name)
             if value is None and name in ("top_p", "min_p"):
                 continue
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
+            if not isinstance(value, (int, float)) or not _is_finite(value):
                 raise GptcliError(
-                    f"{spelt(name)} must be a finite number; got {value}", f"{usual} is usual"
+                    f"{spelt(name)} must be a finite number; got {cropped(str(value))}",
+                    f"{usual} is usual",
                 )
             if not 0.0 <= value <= most:
                 limits = "0 or more" if most == math.inf else f"0 to {most:g}"
@@ -78,18 +81,38 @@ class Generation:
         """The seed; a random seed if none is set."""
         import secrets
 
-        return secrets.randbelow(2**31) if self.seed is None else self.seed
+        return secrets.randbelow(2**31) if self.seed is None else operator.index(self.seed)
 
 
-def _refuse_number(name: str, value: Any, least: int) -> None:
-    """Raise GptcliError unless a value is None or a whole number of at least `least`."""
+def stops_of(stop: Any) -> tuple[str, ...]:
+    """The stop strings in an argument that is a text or a list of texts.
+
+    Raises GptcliError for other values."""
+    stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
+    if not all(isinstance(one, str) for one in stops):
+        raise GptcliError(
+            f"stop must be a text or a list of texts; got {cropped(repr(stop))}",
+            'for example stop="\\n\\n", or leave it out',
+        )
+    return stops
+
+
+def _is_finite(value: float) -> bool:
     try:
-        wrong = value is not None and operator.index(value) < least
+        return math.isfinite(value)
+    except OverflowError:  # a whole number too large for a float
+        return False
+
+
+def refuse_number(name: str, value: Any, least: int) -> None:
+    """Raise GptcliError unless a value is a whole number of at least `least`."""
+    try:
+        wrong = operator.index(value) < least
     except TypeError:
         wrong = True
     if wrong:
         raise GptcliError(
-            f"{name} must be a whole number, {least} or more; got {value!r}",
+            f"{name} must be a whole number, {least} or more; got {cropped(repr(value))}",
             "for example 40",
         )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import GptcliError, nearest
 
@@ -73,8 +74,8 @@ def load_for_sampling(
 ) -> SamplingModel:
     """The model in the folder `path`, which is a run or holds another program's model.
 
-    `checkpoint` is "best", "last" or a step. The dtype `auto` means the fastest dtype on this
-    machine. Raises GptcliError if the model, the device or the dtype cannot be used."""
+    `checkpoint` is "best", "last" or a step. The dtype `auto` is chosen as in `choose_backend`.
+    Raises GptcliError if the model, the device or the dtype cannot be used."""
     from gptcli.devices import is_surely_cpu
     from gptcli.native import library
 
@@ -153,3 +154,22 @@ def refuse_unknown(name: str, value: str, choices: Sequence[str]) -> None:
         close = nearest(str(value), choices)
         guess = f"did you mean `{close}`? " if close else ""
         raise GptcliError(f"{name} `{value}` is not known", f"{guess}one of {', '.join(choices)}")
+
+
+def path_text(name: str, value: Any) -> str | None:
+    """The path in the argument `name` as text; None for None.
+
+    Raises GptcliError if the value is no text and no path, or if no file can have this name."""
+    if value is None:
+        return None
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise GptcliError(
+            f"{name} must be a text or a path; got {type(value).__name__}",
+            f"give {name} as a str or a Path",
+        )
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise GptcliError(f"{name}: no file can have the name {path!r}", "correct it") from None
+    return path

@@ -9,8 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from gptcli.api.generation import MOST_SAMPLES, Generation, requests_of
-from gptcli.api.loading import DEVICES, DTYPES, is_foreign, load_for_sampling, refuse_unknown
+from gptcli.api.generation import (
+    MOST_SAMPLES,
+    Generation,
+    refuse_number,
+    requests_of,
+    stops_of,
+)
+from gptcli.api.loading import (
+    DEVICES,
+    DTYPES,
+    is_foreign,
+    load_for_sampling,
+    path_text,
+    refuse_unknown,
+)
 from gptcli.api.named_run import named_run
 from gptcli.api.user_files import UserFiles
 from gptcli.errors import GptcliError
@@ -48,17 +61,20 @@ def load(
     `run` is a run folder or the name of a run under runs/; None means the newest run. `run` can
     also be a folder with a model in Hugging Face's format, such as an export. `checkpoint` is
     "best", "last" or a step. The default is "best", or "last" if the run has no evaluations.
-    `device` is "auto", "cuda", "mps" or "cpu". `dtype` is the number format of generation: "auto"
-    (the fastest on this machine), "bfloat16", "float16", "float32", or on a CPU "int8". If the run
-    was trained with the user's parts, the arguments from `attention` to `tokenizer` name their
-    files as `FILE` or `FILE:CLASS`. `load` runs these files.
+    `device` is "auto", "cuda", "mps" or "cpu". `dtype` is the number format of generation: "auto",
+    "bfloat16", "float16", "float32", or on a CPU "int8". "auto" is bfloat16 if the C library
+    generates and the processor multiplies bfloat16, else float32. If the run was trained with the
+    user's parts, the arguments from `attention` to `tokenizer` name the files of these parts as
+    `FILE` or `FILE:CLASS`. `load` runs these files.
 
     Raises GptcliError if there is no such run or the run cannot be loaded. Notes, for example about
     a damaged checkpoint, are Python warnings."""
     spin_briefly()
     refuse_unknown("device", device, DEVICES)
     refuse_unknown("dtype", dtype, (*DTYPES, "int8"))
-    name = None if run is None else os.fspath(run)
+    if threads is not None:
+        refuse_number("threads", threads, 1)
+    name = path_text("run", run)
     path = expanded(name) if name is not None else Path()
     if name is None or not is_foreign(path):
         path = named_run(name, "sample")
@@ -68,7 +84,13 @@ def load(
         device=device,
         dtype=dtype,
         threads=threads,
-        files=UserFiles(attention, layernorm, mlp, block, tokenizer),
+        files=UserFiles(
+            path_text("attention", attention),
+            path_text("layernorm", layernorm),
+            path_text("mlp", mlp),
+            path_text("block", block),
+            path_text("tokenizer", tokenizer),
+        ),
     )
     for message in loaded.trained.notes:
         warnings.warn(message, stacklevel=2)
@@ -78,9 +100,9 @@ def load(
 class Model:
     """A trained model. `gptcli.load` makes it.
 
-    `run` is its run folder, `step` is the step of its checkpoint, and `config` is its config.
-    `tokenizer` turns text into ids and back. A notebook shows the model's size, its loss curve and
-    a sample."""
+    `run` is the folder of the model, `step` is the step of its checkpoint, and `config` is its
+    config. `tokenizer` turns text into ids and back. A notebook shows the model's size, its loss
+    curve and a sample."""
 
     run: Path
     step: int
@@ -161,10 +183,10 @@ class Model:
         """The continuation of a prompt, without the prompt: the text that `gptcli sample` writes.
 
         With `n`, or for a list of prompts, returns a list: `n` texts for each prompt, or one text
-        for each prompt if `n` is not given. All texts are generated together. An empty prompt
-        starts from end-of-text if the tokenizer has it, else from a newline. A text ends before the
-        first of the strings in `stop`. The same seed gives the same text. Without a seed, each call
-        uses a new seed.
+        for each prompt if `n` is not given. All texts are generated together. For an empty prompt,
+        generation starts from end-of-text if the tokenizer has it, else usually from a newline. A
+        text ends before the first of the strings in `stop`. The same seed gives the same text.
+        Without a seed, each call uses a new seed.
 
         Raises GptcliError if a value is out of range or the tokenizer does not know a character."""
         from gptcli.sampling.text import Sample, generate_text
@@ -176,7 +198,7 @@ class Model:
             top_p,
             min_p,
             repetition_penalty,
-            (stop,) if isinstance(stop, str) else tuple(stop),
+            stops_of(stop),
             seed,
         )
         wanted.refuse_wrong()
@@ -222,7 +244,7 @@ class Model:
             top_p,
             min_p,
             repetition_penalty,
-            (stop,) if isinstance(stop, str) else tuple(stop),
+            stops_of(stop),
             seed,
         )
         wanted.refuse_wrong()
@@ -265,10 +287,9 @@ class Model:
     def score(self, text: str) -> Score:
         """How likely the model finds a text: nats per token, bits per byte, and each token.
 
-        Usually, the figures are computed in float32 and equal those of `gptcli score`. They are
-        computed in bfloat16, float16 or int8 in two cases: `load` got this dtype, or PyTorch
-        generates this model's texts in this dtype (see `dtype`). Raises GptcliError if the text is
-        empty or has characters that the tokenizer does not know."""
+        The figures are computed in float32 and equal those of `gptcli score`. If `load` got the
+        dtype bfloat16, float16 or int8, they are computed in this dtype. Raises GptcliError if the
+        text is empty or has characters that the tokenizer does not know."""
         from gptcli.api.scoring import score_text
 
         loaded = self._loaded

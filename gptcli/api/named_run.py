@@ -14,8 +14,8 @@ from gptcli.other_spellings import FORM_OF, normalised
 def named_run(name: str | None, command: str) -> Path:
     """The run folder that `name` means: a path, a name under runs/, or None for the newest run.
 
-    `command` is the command that got `name` as its argument. If `name` means something else than a
-    run, raises GptcliError. Its hint says what to write instead."""
+    `command` is the command that got `name` as its argument. Raises GptcliError if `name` means no
+    run. If it means something else, the hint says what to write instead."""
     from gptcli.training.run_folder import find_run
 
     try:
@@ -57,7 +57,8 @@ def _instead_of_run(name: str, command: str) -> GptcliError | None:
     if os.path.isdir(name):  # noqa: PTH112
         return _folder(name, start)
     option, equals, value = name.partition("=")
-    form = FORM_OF.get(command, {}).get(normalised(option), f"--{option.replace('_', '-')} VALUE")
+    usual = f"--{option.replace('_', '-').lower()} VALUE"
+    form = FORM_OF.get(command, {}).get(normalised(option), usual)
     if equals and re.fullmatch(r"[A-Za-z_-]+", option) and form.startswith("--"):
         shown = form.replace("VALUE", shlex.quote(value))
         return GptcliError(

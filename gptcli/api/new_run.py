@@ -154,8 +154,9 @@ def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str
     time.perf_counter().
 
     With a CONFIG or --from, gptcli keeps all settings, but plans the number of steps if there is a
-    time limit. Without them, gptcli chooses every setting that the user did not set. If a user's
-    part fails its check and the request has --force, `warn` gets the problem."""
+    time limit. Without CONFIG and --from, gptcli chooses the settings that should suit the text and
+    the time, except those that the user set. If a user's part fails its check and the request has
+    --force, `warn` gets the problem."""
     config, name, minutes, asked = wanted.config, wanted.name, wanted.minutes, set(wanted.asked)
     user_parts = check_and_load(request.files, config, request.force, warn)
     if wanted.is_given and minutes is None:
@@ -167,6 +168,12 @@ def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str
     if not wanted.is_given:
         config, reasons = planning.choose_for_text(config, asked, minutes or 1.0)
     if "train.max_steps" not in asked:
+        tokenizer = None
+        if request.from_run is not None:
+            from gptcli.training.named_tokenizer import follow_base_run
+            from gptcli.training.run_folder import find_run
+
+            _, tokenizer = follow_base_run(config, find_run(request.from_run))
         free = set() if wanted.is_given else planning.CHOSEN_AFTER_STEPS - asked
         config, limit, reasons["train"] = planning.fit_to_minutes(
             config,
@@ -176,6 +183,7 @@ def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str
             free,
             is_strict=minutes is not None,
             ranks=request.ranks,
+            tokenizer=tokenizer,
         )
     return NewRun(config, name, user_parts, planning.block_of_choice(config, reasons), limit)
 
@@ -225,7 +233,7 @@ def refuse_out(out: Path, *, overwrite: bool) -> None:
     run = folder_of_option(out)
     with path_errors(run):
         if (run / ".replaced").exists():
-            return  # a killed --overwrite left this folder; `new_folder` repairs it
+            return  # a killed --overwrite left RUN/.replaced; `new_folder` repairs RUN
         (run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing)(run)
         parent = run
         while not parent.exists() and parent != parent.parent:
@@ -269,8 +277,7 @@ def new_folder(
     """Lock the folder of a new run. With `overwrite`, the folder can hold an old run.
 
     If the run ends with an error before its first step, its files are deleted. At the end,
-    `restore(run)` is called, which must bring back the old run if the new run has no
-    checkpoint."""
+    `restore(run)` is called, which must bring back the old run if the new run has no checkpoint."""
     from gptcli.training import run_folder
 
     refuse = run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing

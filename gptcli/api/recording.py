@@ -1,4 +1,4 @@
-"""Trains, and records the events in metrics.jsonl, samples.txt, attention.jsonl and run.json."""
+"""Trains, and records the events in metrics.jsonl, samples.txt and attention.jsonl."""
 
 from __future__ import annotations
 

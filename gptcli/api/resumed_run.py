@@ -27,7 +27,7 @@ class ResumedRun:
 
     run: Path
     config: Config | None  # None: the run's config stays
-    asked: frozenset[str]  # dotted keys that the user set
+    asked: frozenset[str]  # dotted keys that overrides change; keys of texts even if unchanged
     user_parts: UserParts | None
     copy_to: str | None = None  # a URL
 

@@ -92,9 +92,8 @@ def score_text(model: SamplingModel, text: str, *, name: str = "") -> Score:
 
     The engine that samples the model also computes the score: another engine would round
     differently, and give a slightly different score. The exception is a long text in float32:
-    PyTorch computes its score, because PyTorch is faster for many tokens at once.
-    Error messages use `name` as the name of the text. Raises GptcliError if the text has no
-    tokens."""
+    PyTorch computes its score, because PyTorch is faster for many tokens at once. Error messages
+    use `name` as the name of the text. Raises GptcliError if the text has no tokens."""
     trained = model.trained
     tokenizer = trained.tokenizer
     try:

@@ -13,11 +13,12 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptcli.api.loading import path_text
 from gptcli.api.new_run import (
     NewRun,
     Request,
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
+_MOST_MINUTES = 100_000  # the bound of train.minutes in gptcli.config
+
 
 def train(
     config: PathLike | Sequence[PathLike] | Mapping[str, Any] | Config | None = None,
@@ -77,22 +80,33 @@ def train(
 
     `config` is the name of a shipped config, a YAML file, a dict of sections, or a Config; the
     training uses it with `overrides`. If `config` is a text, a folder, a list of texts or folders,
-    or None (the shipped text), gptcli chooses the settings. `overrides` is a dict from
-    dotted keys to values, or a list of "KEY=VALUE". The other arguments are those of `gptcli
-    train`. `out` is the run folder, `from_run` is a run to start from, and `minutes` is a time
-    limit. `resume` continues the run in `out`, or the newest run. The arguments from `attention` to
-    `tokenizer` name the user's Python files, which gptcli runs; `tokenizer` can also name a
-    tokenizer.json or a run. `copy_to` is a URL to which the run is
-    copied; if `out` is missing, `resume` fetches the run from this URL. `progress` shows the
-    training in a notebook, or on a terminal as `gptcli train` does.
+    or None (the shipped text), gptcli chooses the settings. `overrides` is a dict from dotted keys
+    to values, or a list of "KEY=VALUE". The other arguments are those of `gptcli train`. `out` is
+    the run folder, `from_run` is a run to start from, and `minutes` is a time limit. `resume`
+    continues the run in `out`, or the newest run. The arguments from `attention` to `tokenizer`
+    name the user's Python files, which gptcli runs; `tokenizer` can also name a tokenizer.json or a
+    run. `copy_to` is a URL to which the run is copied; if the folder `out` is missing or empty,
+    `resume` fetches the run from this URL. `progress` shows the training in a notebook, or on a
+    terminal as `gptcli train` does.
 
-    Raises GptcliError at once if the config or an argument is wrong. Errors in the texts are raised
-    later, by the iteration or by finish(). The weights equal those of `gptcli train`, to the last
-    bit."""
+    Raises GptcliError at once if the config or an argument is wrong. Errors in the texts, and with
+    `resume` also errors in the config, are raised later, by the iteration or by finish(). The
+    weights equal those of `gptcli train`, to the last bit."""
     spin_briefly()
     words = _words(overrides)
-    tokenizer_file, words = split_tokenizer(tokenizer, words, resume=resume)
-    files = UserFiles(attention, layernorm, mlp, block, tokenizer_file)
+    _refuse_minutes(minutes)
+    folder, base = path_text("out", out), path_text("from_run", from_run)
+    tokenizer, copy_to = path_text("tokenizer", tokenizer), path_text("copy_to", copy_to)
+    tokenizer_file, words = split_tokenizer(
+        tokenizer, words, resume=resume, is_fine_tune=from_run is not None
+    )
+    files = UserFiles(
+        path_text("attention", attention),
+        path_text("layernorm", layernorm),
+        path_text("mlp", mlp),
+        path_text("block", block),
+        tokenizer_file,
+    )
     refuse_contradictions(
         {
             "resume": resume,
@@ -108,8 +122,8 @@ def train(
     request = Request(
         _target(config),
         words,
-        None if out is None else Path(out),
-        None if from_run is None else os.fspath(from_run),
+        None if folder is None else Path(folder),
+        base,
         files,
         force,
         copy_to=copy_to,
@@ -118,7 +132,7 @@ def train(
         from gptcli.training.run_folder import find_run
 
         if copy_to is None:
-            find_run(None if out is None else os.fspath(out))
+            find_run(folder)
         return Training(_Resume(request, extend), progress=progress)
     if request.out is not None:
         folder_of_option(request.out)
@@ -162,7 +176,8 @@ class Training:
     def stop(self) -> None:
         """Ask the loop to finish its step, to save and to end. The last events still come.
 
-        Any thread can call `stop`."""
+        If the run has not started yet, the iteration raises GptcliError instead. Any thread can
+        call `stop`."""
         self._job.stopping.set()
 
     def __repr__(self) -> str:
@@ -465,6 +480,20 @@ def _target(config: Any) -> Target | GivenConfig:
     )
 
 
+def _refuse_minutes(minutes: Any) -> None:
+    """Raise GptcliError unless the time limit is None or a number of minutes."""
+    if minutes is not None and not (
+        isinstance(minutes, (int, float))
+        and not isinstance(minutes, bool)
+        and 0 < minutes <= _MOST_MINUTES
+    ):
+        raise GptcliError(
+            f"minutes must be a number above 0, {_MOST_MINUTES:,} or less; got "
+            f"{cropped_value(minutes)}",
+            "for example minutes=1",
+        )
+
+
 def _plain(value: Any) -> Any:
     """The value, with mappings as dicts, tuples as lists and paths as text."""
     if isinstance(value, Mapping):
@@ -477,13 +506,28 @@ def _plain(value: Any) -> Any:
 def _words(overrides: Any) -> list[str]:
     """The overrides as a list of KEY=VALUE."""
     if isinstance(overrides, Mapping):
-        return [_word(str(key), _plain(value)) for key, value in overrides.items()]
-    if isinstance(overrides, str) or not all(isinstance(one, str) for one in overrides):
+        words = [_word(str(key), _plain(value)) for key, value in overrides.items()]
+    else:
+        words = _listed_words(overrides)
+    for word in words:
+        try:
+            word.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise GptcliError(
+                f"the override {cropped_value(word)} is not valid Unicode", "correct it"
+            ) from None
+    return words
+
+
+def _listed_words(overrides: Any) -> list[str]:
+    is_list = isinstance(overrides, Iterable) and not isinstance(overrides, str)
+    words: list[Any] = list(overrides) if is_list else [None]
+    if not all(isinstance(one, str) for one in words):
         raise GptcliError(
             "overrides must be a dict from keys to values, or a list of KEY=VALUE",
             'for example {"model.n_layer": 6}',
         )
-    return list(overrides)
+    return words
 
 
 def _word(key: str, value: Any) -> str:

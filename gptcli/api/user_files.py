@@ -39,15 +39,15 @@ class UserFiles:
 
 
 def split_tokenizer(
-    option: str | None, overrides: list[str], *, resume: bool
+    option: str | None, overrides: list[str], *, resume: bool, is_fine_tune: bool
 ) -> tuple[str | None, list[str]]:
     """The Python file that `--tokenizer` names, and the overrides for the config.
 
-    The file is None if `--tokenizer` names no Python file. If it names a tokenizer.json or a run,
-    three overrides are added: tokenizer.from, tokenizer.kind and tokenizer.vocab_size. These
-    overrides replace the values of a CONFIG. With `resume`, no tokenizer is loaded, because the run
-    has its own copy. Raises GptcliError if the options contradict each other or the tokenizer
-    cannot be used."""
+    The file is None if `--tokenizer` names no Python file. If `--tokenizer` or tokenizer.from names
+    a tokenizer.json or a run, three overrides are added: tokenizer.from, tokenizer.kind and
+    tokenizer.vocab_size. These overrides replace the values of a CONFIG. With `resume`, only
+    tokenizer.from is added and no tokenizer is loaded, because the run has its own copy. Raises
+    GptcliError if the options contradict each other or the tokenizer cannot be used."""
     of_tokenizer = [one for one in overrides if re.match(r"tokenizer\b", one)]
     if option is None and not of_tokenizer:
         return None, overrides
@@ -80,7 +80,8 @@ def split_tokenizer(
     from gptcli.config import Config
     from gptcli.training.named_tokenizer import follow_tokenizer
 
-    followed = follow_tokenizer(Config(tokenizer=section), key)[0].tokenizer
+    named, _ = follow_tokenizer(Config(tokenizer=section), key, is_fine_tune=is_fine_tune)
+    followed = named.tokenizer
     return None, [
         *overrides,
         _override("from", followed.from_),
@@ -176,9 +177,9 @@ def check_and_load(
 def load_user_parts(files: UserFiles, *, with_cache: bool = False) -> UserParts | None:
     """The user's classes; None if no file is named. Runs the files in this process.
 
-    With `with_cache`, also loads the key/value cache if the attention's file has one. Raises
-    GptcliError if a file is missing, or if the user's block cannot take another part that the user
-    names.
+    With `with_cache`, also loads the key/value cache if the attention's file has one and no block
+    is named. Raises GptcliError if a file is missing, or if the user's block cannot take another
+    part that the user names.
     """
     given = files.given()
     if not given:

@@ -1,4 +1,4 @@
-"""Builds the config that a user asks for: from a CONFIG or texts, overrides and a base run."""
+"""Builds the config that a user asks for, from a CONFIG or texts, with overrides and a base run."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def config_for(
     With `from_run` and no CONFIG, the base run's config is used (gptcli.training.fine_tuning). With
     `from_run` and a CONFIG without the section `model`, the base run's network is used. Without a
     CONFIG and without `from_run`, the default config is used. Default values change if they do not
-    fit the user's values, and `notes` gets a line for each change. Raises GptcliError if
-    `target` is no config and no text.
+    fit the user's values, and `notes` gets a line for each change. Raises GptcliError if `target`
+    is no config and no text.
     """
     from gptcli.config_files import config_of_values, load_config, sections_of, values_set
 

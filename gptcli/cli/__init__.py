@@ -64,7 +64,9 @@ _COMMANDS = {
     "schema": ("configs", "schema", "gptcli schema > schema.json"),
     "tokenizer": ("tokenizer", "", ""),
 }
-"""Command -> (its module in gptcli.cli, its function in this module, the example in its help)."""
+"""Command -> (its module in gptcli.cli, its function in that module, the example in its help).
+
+The function is "" for the commands that check.check_command makes, and for the group tokenizer."""
 _SHORT = {"chat": "sample"}  # `gptcli chat` is short for `gptcli sample --interactive`
 
 
@@ -92,7 +94,7 @@ def app_of(words: Sequence[str]) -> typer.Typer:
     """The Typer app with only the command that `words` name, or with all if they name no command.
 
     The other commands are left out, because importing the modules of all commands takes longer than
-    sampling a short text."""
+    sampling a short text. If a shell asks for completions, the app has all commands."""
     app = typer.Typer(
         name="gptcli",
         cls=Group,
@@ -215,7 +217,9 @@ def _machine_error(error: Exception) -> GptcliError | None:
 
 
 def _usage_error(error: TyperException) -> int:
-    """Print an error of Typer as gptcli prints its own errors. Returns the exit code."""
+    """Print an error of Typer as gptcli prints its own errors. Returns the exit code.
+
+    If a group is called without a command, prints the group's help instead."""
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":

@@ -1,4 +1,4 @@
-"""`gptcli bench`: measures training and sampling speed against the machine's measured peak."""
+"""`gptcli bench`: measures training and sampling speed against the machine's limits."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ COMMANDS = (
     ),
     (
         "block",
-        "the block. The steps: first norm, attention, second norm, feed-forward, two residuals",
+        "the block. The steps: first norm, attention and residual, second norm, feed-forward and "
+        "residual",
         "The file has a class Block with the constructor Block(config). config has n_embd, "
         "n_head, dropout, bias and block_size. forward(x) takes and returns (B, T, C). The "
         "submodules are `ln_1`, `attn`, `ln_2` and `mlp`.",
@@ -123,8 +124,8 @@ def check_attention(
     lecture, CS336 and ARENA. docs/course/coming-from has the table.
 
     Without a FILE, the command compares every code path of the builtin attention, and PyTorch's
-    attention, with the reference. It does this in all dtypes and on all devices of this machine.
-    The exit code is 1 if anything is wrong.
+    attention, with the reference. It does this on all devices of this machine, in three or four
+    dtypes on each. The exit code is 1 if anything is wrong.
     """
     if files:
         _check_files(files, "attention", hint, as_json)
@@ -141,7 +142,8 @@ def check_command(exercise: str) -> Callable[..., None]:
             list[str],
             typer.Argument(
                 metavar="FILE[:CLASS]",
-                help="Python files. gptcli runs only these files, in a separate process.",
+                help="Python files or notebooks. gptcli runs only these files, in a separate "
+                "process.",
             ),
         ],
         hint: Hint = 1,
@@ -159,9 +161,9 @@ def check_command(exercise: str) -> Callable[..., None]:
 def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> None:
     """Check files, and print the report of each file as soon as it is checked.
 
-    For a file that cannot be used, there is an error instead of a report. After all reports, prints
-    these errors, except the last one, which is raised. If there is no such error but a file is
-    wrong, raises typer.Exit(1)."""
+    A file that cannot be used gets an error instead of a report. After all reports, prints these
+    errors, except the last one, which is raised. If every file can be used but one is wrong, raises
+    typer.Exit(1)."""
     from gptcli.course.checking import check_files
 
     wrong, unusable = False, []
@@ -232,27 +234,27 @@ def show_file(report: FileReport, console: Console, level: int = 1) -> None:
 
 
 def _next_lines(report: FileReport) -> list[str]:
-    """Commands to run after a file has passed: to use it, and to begin the next exercise."""
+    """Lines with commands to run after a file has passed: use the file, begin the next exercise."""
     from gptcli.course.catalogue import EXERCISES
 
     names = [each.name for each in EXERCISES]
     at = names.index(report.exercise)
-    lines = []
+    commands = []
     option = {"cache": "attention"}.get(report.exercise, report.exercise)
     if report.exercise == "sampling":
-        lines.append(f"next: gptcli sample --sampler {shlex.quote(report.file)}")
+        commands.append(f"gptcli sample --sampler {shlex.quote(report.file)}")
     elif report.exercise == "modern":
         file = shlex.quote(report.file)
-        lines.append(f"next: gptcli train course --layernorm {file} --attention {file}")
+        commands.append(f"gptcli train course --layernorm {file} --attention {file}")
     elif report.exercise != "training":
         usual = EXERCISES[at].target in (report.class_name, "")
         file = report.file if usual else f"{report.file}:{report.class_name}"
-        lines.append(f"next: gptcli train course --{option} {shlex.quote(file)}")
+        commands.append(f"gptcli train course --{option} {shlex.quote(file)}")
     if report.exercise == "cache":
-        lines.append(f"      gptcli sample --attention {shlex.quote(file)}")
+        commands.append(f"gptcli sample --attention {shlex.quote(file)}")
     if at + 1 < len(names):
-        lines.append(f"      gptcli exercise {names[at + 1]} --out my")
-    return lines
+        commands.append(f"gptcli exercise {names[at + 1]} --out my")
+    return [("next: " if i == 0 else "      ") + command for i, command in enumerate(commands)]
 
 
 def _show_steps(report: FileReport, console: Console, unicode: bool) -> None:
@@ -301,8 +303,8 @@ def _step_line(number: int, name: str, state: str, unicode: bool) -> Text:
 def _show_picture(report: FileReport, console: Console, unicode: bool) -> None:
     """Print the steps of a wrong attention, and the layers recognised as projections.
 
-    Each step has its line of code, if that is known. If there are weights to show, then prints heat
-    maps of the learner's attention weights and of the correct ones."""
+    Each step has its line of code, if this line is known. If there are weights to show, also prints
+    heat maps of the learner's attention weights and of the correct ones."""
     from rich.text import Text
 
     from gptcli.course.attention.picture import heat, steps
@@ -353,8 +355,9 @@ def _show_verdict(
 
 
 def show_builtin(report: BuiltinReport, console: Console) -> None:
-    """Print a table for each device. It has a row for each code path and a column for each dtype,
-    and shows the largest errors."""
+    """Print a table of the largest errors for each device, then the verdict.
+
+    A table has a row for each code path and a column for each dtype."""
     from rich import box
     from rich.table import Table
 

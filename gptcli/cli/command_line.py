@@ -30,7 +30,7 @@ Problem = tuple[str, str]
 """An error message and its hint."""
 
 _WITH_KEYS = ("train", "bench", "plan")
-"""The commands that take KEY=VALUE. If an option is unknown, the hint can be a KEY=VALUE."""
+"""The commands for which the hint about an unknown option can be to write KEY=VALUE."""
 
 
 class CommandLineError(GptcliError):
@@ -117,7 +117,7 @@ class Group(TyperGroup):
         other = inside or COMMAND_OF.get(word.lower())
         if other is not None and other.split()[0] in (*self.commands, "--version") and not above:
             return f"write `gptcli {other}`"
-        close = get_close_matches(same_option(word), self.commands, n=1)
+        close = get_close_matches(same_option(word).lower(), self.commands, n=1)
         if close:
             return f"did you mean `{path} {close[0]}`?"
         if not above and is_text_or_config(word):
@@ -251,8 +251,9 @@ def _too_many(ctx: Context, word: str, words: list[str], known: dict[str, Any]) 
         hint = f"put a name with blanks into quotes; {hint}"
     if equals and name.isidentifier():
         hint = _instead(ctx, command, f"--{name}", value, known)[0]
-        if f"--{same_option(name)}" in known:
-            hint = f"write --{same_option(name)} {shlex.quote(value)}"
+        option = f"--{same_option(name).lower()}"
+        if option in known:
+            hint = f"write {option} {shlex.quote(value)}"
     elif command == "sample":
         run = [words[0]] if _names_run(words[0]) else []
         text = prompt_word(" ".join(words[len(run) :]))
@@ -300,7 +301,8 @@ def _instead(
     word = normalised(name)
     own = next((option for option in known if normalised(option) == word), None)
     if own is not None:
-        return f"write {own}, with two dashes", not known[own].is_flag if known[own] else False
+        takes_value = not known[own].is_flag if known[own] else False
+        return f"write {own}, {_difference(name, own)}", takes_value
     if command == "train" and word == "init_from" and value not in ("", "resume"):
         if value == "scratch":
             return "leave it out: a new run starts from new weights", True
@@ -327,6 +329,16 @@ def _instead(
     if setting is not None:
         return f"`gptcli train` sets it: {setting}", True
     return f"see {ctx.command_path} --help", False
+
+
+def _difference(name: str, option: str) -> str:
+    """How to write `option`, which the user wrote as `name`. They differ in case or in dashes."""
+    words = []
+    if same_option(name).lstrip("-") != option.lstrip("-"):
+        words.append("in lower case")
+    if name.startswith("--") != option.startswith("--"):
+        words.append("with two dashes" if option.startswith("--") else "with one dash")
+    return " and ".join(words)
 
 
 def _by_value(command: str, word: str, value: str) -> str | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SAMPLE_TOKENS = 160
 _MOST_SAMPLES = 6
-_MOST_SENTENCES = 6
+_MOST_VERDICTS = 6
 
 
 def pairs_of(arms: list[Arm]) -> list[tuple[Arm, Arm, Difference]]:
@@ -29,8 +29,9 @@ def pairs_of(arms: list[Arm]) -> list[tuple[Arm, Arm, Difference]]:
 def verdicts_of(arms: list[Arm], problem: str | None) -> list[str]:
     """For each pair of `pairs_of`, a sentence with the verdict.
 
-    If there are many pairs, one more sentence warns that a difference can be chance. If the arms
-    cannot be compared, returns only `problem`, which says why."""
+    If there are three pairs or more, and each has an interval, one more sentence warns that a
+    difference can be chance. If the arms cannot be compared, returns only `problem`, which says
+    why."""
     from gptcli.experiments.intervals import verdict
 
     if problem is not None:
@@ -98,8 +99,20 @@ def _print(
         lines.append(Text())
     for line in lines:
         console.print(line, soft_wrap=not console.is_terminal)
-    for sentence in said[:_MOST_SENTENCES]:
+    for sentence in shortened(said, len(arms) - 1):
         console.print(Text(sentence), soft_wrap=not console.is_terminal)
+
+
+def shortened(said: list[str], pairs: int) -> list[str]:
+    """The sentences of `verdicts_of` for a terminal, with at most six verdicts.
+
+    `pairs` is the number of pairs. A sentence after the verdicts, such as the warning about chance,
+    is always kept."""
+    left_out = min(pairs, len(said)) - _MOST_VERDICTS
+    if left_out <= 0:
+        return said
+    more = f"{left_out} more {'verdict' if left_out == 1 else 'verdicts'}: --html or --json"
+    return [*said[:_MOST_VERDICTS], more, *said[pairs:]]
 
 
 def _sample(arm: Arm, prompt: str) -> str:

@@ -38,13 +38,16 @@ def editor(environ: Mapping[str, str], path: Path) -> list[str]:
     for name in _USUAL:
         if shutil.which(name):
             return [name]
-    raise GptcliError("no editor is set ($VISUAL, $EDITOR)", _HINT.format(path))
+    raise GptcliError(
+        "no editor is set ($VISUAL, $EDITOR), and nano, vim and vi are not installed",
+        _HINT.format(path),
+    )
 
 
 def open_in_editor(words: list[str], path: Path, line: int | None, stderr: int) -> str:
-    """Run the editor until it ends. Returns a note for the user if it failed, else "".
+    """Run the editor until it ends. Returns a note for the user if the editor failed, else "".
 
-    The editor needs a terminal. `stderr` is a file descriptor of it."""
+    The editor needs a terminal. `stderr` is a file descriptor of this terminal."""
     at = [f"+{line}"] if line is not None and Path(words[0]).name in _TAKE_A_LINE else []
     try:
         done = subprocess.run([*words, *at, os.fspath(path)], stderr=stderr, check=False)

@@ -172,7 +172,8 @@ def _mean_loss(trained: Trained, tokens: TokenStore, context: int, threads: int 
 def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str]) -> TokenStore:
     """The tokens to evaluate on: those of the file, or of a split of the run's text.
 
-    Raises GptcliError if the run's text has changed."""
+    Raises GptcliError if the file cannot be read as the run's text is read, if the run's text has
+    changed, or if the run has no such split."""
     from gptcli.config_files import values_set
     from gptcli.corpus import open_corpus
     from gptcli.corpus.records import NoSuchFieldError
@@ -194,7 +195,7 @@ def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str
                 "--file and a text of the run cannot both be given",
                 "leave out --file, or data.source and data.val_source, which name texts of the run",
             )
-        # Read the file as the run reads its text: with its data.field, data.documents and
+        # Read the file as the run reads its text: with the run's data.field, data.documents and
         # data.encoding.
         source = section_of(str(file)).source
         other = {

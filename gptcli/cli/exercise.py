@@ -28,9 +28,7 @@ _STYLES = {"passes": "green", "wrong": "bold red", "unusable": "bold red", "not 
 def exercise(
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[NAME]", help="The exercise. Default: list all, or with --out write all."
-        ),
+        typer.Argument(metavar="[NAME]", help="The exercise. Default: all exercises."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -63,8 +61,8 @@ def exercise(
 ) -> None:
     """List the exercises, write a skeleton, or show progress.
 
-    A skeleton is a file with classes or functions to fill in. Its first lines describe the
-    exercise.
+    With only a NAME, the command prints the notes of this exercise. A skeleton is a file with
+    classes or functions to fill in. Its first lines describe the exercise.
     """
     from gptcli.course.catalogue import EXERCISES, exercise_named
 
@@ -180,7 +178,10 @@ def _class_status(chosen: tuple[Exercise, ...], folders: list[Path], as_json: bo
             table.add_row(student, *cells)
     if not as_json:
         console.print(table)
-        note("\n5/8: five of eight steps are right; ok: passes; -: not begun; error: cannot be run")
+        note(
+            "\n5/8: the first five of eight steps are right; ok: passes; -: not begun; "
+            "error: cannot be run"
+        )
 
 
 def _cell(row: Progress) -> str:

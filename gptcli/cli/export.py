@@ -51,7 +51,8 @@ def export(
         typer.Option(
             "--out",
             metavar="PATH",
-            help="The file or folder to write. Default: RUN-FORMAT in this folder.",
+            help="The file or folder to write. Default: RUN-FORMAT in this folder; for gguf "
+            "RUN-TYPE.gguf.",
         ),
     ] = None,
     merge: Annotated[
@@ -68,8 +69,8 @@ def export(
     """Write a trained model in the format of another program.
 
     gptcli proves the export if the other program's library is installed: the library reads the
-    files, and gptcli compares its logits and token ids. Files that give other results are
-    deleted."""
+    files, and gptcli compares its logits and token ids with the model's. Files that give other
+    results are deleted."""
     format = _ALIASES.get(to.lower(), to.lower())
     if format not in FORMATS:
         close = nearest(format, FORMATS)

@@ -41,7 +41,8 @@ def follow_training(
     """Train until the run ends, and print how it ended.
 
     The training also stops as soon as `asked_elsewhere()` returns true. The process exits with 130
-    if the user interrupted the run. Raises GptcliError if the run diverged or failed.
+    if the user interrupted the run. Raises GptcliError if the run diverged. If the training fails,
+    raises its error, or in place of it a clearer GptcliError (see `explained`).
     """
     from gptcli.loggers.processes import RunLoggers
     from gptcli.training import run_folder
@@ -136,7 +137,7 @@ def _train(
 
 
 def _live_state(prepared: Prepared) -> LiveState:
-    """What the live view must know: facts about the machine, and whether it can read keys."""
+    """What the live view must know: peak speed, memory in use, and whether keys can be read."""
     from gptcli.memory import memory_held
     from gptcli.training.peak import known_peak
     from gptcli.view.live_state import LiveState
@@ -182,7 +183,7 @@ def _report_end(finished: Finished | None, run: Path, files: UserFiles) -> None:
 def restore_replaced_run(run: Path) -> bool:
     """Bring back the run that --overwrite moved away, if the new run saved no checkpoint.
 
-    Returns whether an old run was restored. Signals are held back until all files are moved;
+    Returns whether an old run was restored. Signals have no effect until all files are moved;
     otherwise another Ctrl-C could leave half of the files in each of the two folders.
     """
     from gptcli.training.run_folder import restore_replaced

@@ -80,7 +80,7 @@ def grade(
     if not as_json:
         _show(grades, stdout_console())
         note(
-            "5/8: five of eight steps are right; ok: passes; -: not begun;\n"
+            "5/8: the first five of eight steps are right; ok: passes; -: not begun;\n"
             "stop: ran too long or ended its process; error: cannot be run"
         )
     if goal is not None:
@@ -90,8 +90,8 @@ def grade(
 def _checked_goal(path: Path) -> Path:
     """`path`, if the table of --csv can be written there.
 
-    Raises GptcliError if no file can be written there, or if a file is there that is not an earlier
-    table of grades."""
+    Raises GptcliError if `path` is a folder, if its folder is missing, or if a file is there that
+    is not an earlier table of grades. An empty file can be replaced."""
     if path.is_dir():
         raise GptcliError(f"--csv {path} is a folder", "name a file, for example grades.csv")
     if not path.parent.is_dir():
@@ -207,8 +207,9 @@ def _table(grades: list[Grade], console: Console) -> Table:
 
 
 def _cell(state: Progress) -> str:
-    """The state of an exercise: "ok", "stop", "wrong", "error" or "-"; or "5/8" if the first 5 of 8
-    steps are right."""
+    """What the table says about an exercise: "ok", "stop", "wrong", "error" or "-".
+
+    If the first wrong step is known, "wrong" becomes "5/8": the first 5 of 8 steps are right."""
     from gptcli.course.grading import STOPPED
 
     report = state.report
@@ -228,7 +229,7 @@ def _shown(text: str) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The names on one line. If they are many, only the first names and the number of the rest."""
+    """The names on one line. If there are many, the first names and the number of the others."""
     shown = [_shown(name) for name in names]
     more = len(shown) - _NAMES
     return ", ".join(shown if more < 2 else [*shown[:_NAMES], f"{more} more"])

@@ -131,7 +131,6 @@ def import_model(
 
 
 def _name_of(path: Path) -> str:
-    """The name for the run: the name of the folder `path`. If `path` is a file, the name of the
-    folder around it."""
+    """The name for the run: the name of `path`, or of the folder around `path` if it is a file."""
     found = path.resolve()
     return (found if found.is_dir() else found.parent).name or "imported"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.api.user_files import UserFiles, load_user_parts
-from gptcli.cli.options import JsonOption, run_and_overrides, with_overrides
+from gptcli.cli.options import JsonOption, others_and_overrides, with_overrides
 from gptcli.cli.output import note, print_json
 from gptcli.cli.run_argument import named_run
 from gptcli.cli.user_files import TokenizerOption
@@ -56,11 +56,11 @@ def inspect_batch(
             f"step {step} is not one of the steps 1 to {last} of {path}",
             "metrics.jsonl lists the logged steps with their losses",
         )
-    other_run, overrides = run_and_overrides(source)
-    if other_run is not None:
+    others, overrides = others_and_overrides(source)
+    if others:
         raise GptcliError(
-            f"`{cropped(other_run)}`: one word too many",
-            "RUN STEP [data.source=NEW] [data.val_source=NEW]",
+            f"`{cropped(others[0])}`: one word too many",
+            "write gptcli inspect-batch RUN STEP [data.source=NEW] [data.val_source=NEW]",
         )
     corpus = _text_of(path, config, UserFiles(tokenizer=tokenizer), step, overrides)
     rows = _sequences(config, corpus, step)

@@ -123,9 +123,9 @@ class _Session:
         }
 
     def take(self, line: str) -> None:
-        """Run the command in a line, such as /temp, or let the model answer it.
+        """Run the command in a line, such as /temp, or let the model answer the line.
 
-        Raises GptcliError for a wrong command."""
+        Raises GptcliError for a wrong command, a wrong escape, or a line that is not UTF-8."""
         name, _, value = line.strip().partition(" ")
         if name in self._commands:
             self._commands[name](value.strip())
@@ -257,9 +257,8 @@ def _whole_number(value: str, usage: str) -> int:
 def stopped_by_user() -> Iterator[Callable[[], bool]]:
     """Inside the `with` block, the first Ctrl-C raises no exception.
 
-    Yields a function that tells whether Ctrl-C was pressed.
-
-    The second Ctrl-C ends the block at once, and prints a note for the user."""
+    Yields a function that tells whether Ctrl-C was pressed. The second Ctrl-C ends the block at
+    once, and prints a note for the user."""
     pressed = False
 
     def on_ctrl_c(number: int, frame: FrameType | None) -> None:

@@ -1,5 +1,4 @@
-"""`gptcli learn`: the complete course in one command: skeletons, checks on save, hints,
-progress."""
+"""`gptcli learn`: the course in one command: skeletons, checks on save, hints, progress."""
 
 from __future__ import annotations
 

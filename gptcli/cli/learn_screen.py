@@ -45,6 +45,7 @@ class State:
     selected: int = 0  # the chosen row in the view "list"
     checked_at: str = ""
     started: bool = False  # whether PyTorch is loaded, so that checks are quick
+    has_keys: bool = True  # whether the learner can press keys
 
     @property
     def exercise(self) -> Exercise:
@@ -78,7 +79,7 @@ def render(state: State, width: int, height: int, *, unicode: bool = True) -> li
     room = max(1, height - len(head) - len(foot))
     shown = _window(state, body, room, width, unicode)
     lines = [*head, *shown, *foot]
-    if len(lines) > height:  # a very low window shows only the last lines, with the keys
+    if len(lines) > height:  # a very low window shows the last lines, with the keys if two fit
         lines = [*shown, *foot][-height:] if height > 1 else shown[:1]
     lines = [_cut(line, width, unicode) for line in lines]
     for line in lines:
@@ -200,11 +201,15 @@ def _state_of_step(state: State, number: int) -> str:
 def _verdict(state: State, width: int) -> list[Text]:
     report, name = state.report, clean(state.path.name)
     if state.missing:
+        again = (
+            "press r to write the skeleton again"
+            if state.has_keys
+            else f"start `gptcli learn {shell_word(state.folder)}` again, which writes the skeleton"
+        )
         return _wrapped(
             Text.assemble(
                 ("gone: ", "bold red"),
-                f"there is no file {clean(str(state.path))} any more. Put it back, or press r to "
-                "write the skeleton again.",
+                clean(f"there is no file {state.path} any more. Put it back, or {again}."),
             ),
             width,
         )
@@ -332,8 +337,7 @@ def _margin(pair: Pair) -> int:
 
 
 def _code(line: tuple[int, str], width: int, margin: int) -> list[Text]:
-    """The rows that show one line of a file: the number of the line, and its text without the first
-    `margin` spaces."""
+    """The rows that show one line of a file: its number, and its text from column `margin` on."""
     number, text = line
     room = max(8, width - 5)
     text = clean(text[margin:])
@@ -467,7 +471,9 @@ def _foot(state: State, width: int, unicode: bool) -> list[Text]:
 
 
 def _window(state: State, body: list[Text], room: int, width: int, unicode: bool) -> list[Text]:
-    """The lines of `body` that fit, from `state.offset` on, and how many lines follow them."""
+    """The lines of `body` that fit, from `state.offset` on, and a line with what follows them.
+
+    The last line is left out if all lines of `body` fit. Corrects `state.offset`."""
     if len(body) <= room:
         state.offset = 0
         return body

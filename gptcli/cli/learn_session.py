@@ -97,7 +97,7 @@ class Session:
         self._edit, self._said, self._prints, self._clock = edit, said, prints, clock
         self.progress = ProgressFile(folder)
         records = {each.name: self.progress[each.name] for each in exercises}
-        self.state = State(folder, exercises, records)
+        self.state = State(folder, exercises, records, has_keys=edit is not None)
         self.check = BackgroundCheck()
         self.done = False
         self.changed = True  # whether the screen must be drawn again
@@ -105,7 +105,8 @@ class Session:
         self._acted = clock()
         self._files = saved(folder)
         self._settling = False  # a file was saved; wait until the editor has finished
-        self._due: bool | None = None  # None: no check is due; True: one is due after a save
+        # None: no check is due. True: a check is due after a save. False: for another reason.
+        self._due: bool | None = None
         self._text: str | None = None  # the text of the file in the previous check
         self._checked = ""  # the exercise that the check is about
         self._is_attempt = False  # whether the check is for a save that changed the text
@@ -148,8 +149,7 @@ class Session:
         self.changed = True
 
     def tick(self) -> None:
-        """Look for saved files, begin a check that is due, and take the result of a finished
-        check."""
+        """Look for saved files, begin a due check, and take the result of a finished check."""
         self._look_for_saves()
         if not self.check.busy and self._due is not None:
             self._begin_check()
@@ -414,7 +414,7 @@ def _line_to_write(text: str | None, report: FileReport) -> int | None:
 
 
 def _praise(before: FileReport | None, now: FileReport) -> str:
-    """A message about a save: which steps became right, or are no longer right."""
+    """A message about a save: which steps became right, or are no longer right; "" if none."""
     old, new = (r and r.first_wrong_step for r in (before, now))
     if not old or not new or new == old:
         return ""

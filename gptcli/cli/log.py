@@ -22,7 +22,8 @@ def log(
         typer.Option(
             "--to",
             metavar="LOGGER",
-            help="The logger: csv, tensorboard, trackio or wandb (offline).",
+            help="The logger: csv, tensorboard, trackio or wandb (offline, unless $WANDB_MODE is "
+            "set).",
         ),
     ] = "csv",
     out: Annotated[

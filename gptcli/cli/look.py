@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gptcli.inspection.looking import Look
     from gptcli.training.loading import Trained
 
-_MAPS = 3  # how many heads are drawn if the user names none
+_MAPS = 3  # how many heads are drawn if the user names no layer and no head
 _ROWS = 10  # the most rows of the table of heads
 _LENS_ROWS = 16
 
@@ -230,7 +230,9 @@ def _counted(number: int, what: str) -> str:
 
 
 def _looked_at(weights: Any, pieces: list[bytes]) -> list[tuple[bytes, float]] | None:
-    """The two tokens to which the last token attends most, on average over the heads of a layer."""
+    """The two tokens to which the last token attends most, on average over the heads of a layer.
+
+    Returns None if the layer's attention weights are not known."""
     if weights is None:
         return None
     mean = weights[:, -1].mean(0)
@@ -270,7 +272,8 @@ def _steps(
 ) -> Any:
     """The eight steps of attention in one head.
 
-    It is the head that the user named, or else the head with the clearest habit."""
+    It is the head with the clearest habit among the heads that the user's `layer` and `head`
+    allow."""
     from gptcli.inspection.eight_steps import eight_steps
 
     chosen = _chosen(found, layer, head)

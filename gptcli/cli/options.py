@@ -78,27 +78,37 @@ def run_and_overrides(words: list[str] | None) -> tuple[str | None, list[str]]:
 
     The overrides data.source=NEW and data.val_source=NEW say where the texts of the run are now.
     Raises GptcliError if the words change another key, or name several runs."""
+    runs, overrides = others_and_overrides(words)
+    if len(runs) > 1:
+        raise GptcliError(
+            f"`{cropped(runs[1])}`: give only one run; `{cropped(runs[0])}` is already one",
+            "leave one of them out",
+        )
+    return (runs[0] if runs else None), overrides
+
+
+def others_and_overrides(words: list[str] | None) -> tuple[list[str], list[str]]:
+    """The words of the command line that are no overrides, and the overrides.
+
+    The overrides are those of `run_and_overrides`. Raises GptcliError if one of them changes
+    another key."""
     from gptcli.config_files import is_known_override
 
     overrides = [word for word in words or [] if "=" in word and is_known_override(word)]
-    runs = [word for word in words or [] if word not in overrides]
-    if len(runs) > 1:
-        raise GptcliError(
-            f"`{cropped(runs[1])}`: give only one run; `{cropped(runs[0])}` is already one", "RUN"
-        )
     for override in overrides:
         if not override.startswith(("data.source=", "data.val_source=", "data=")):
             raise GptcliError(
                 f"`{override}`: a trained run keeps its config",
                 _ONLY_TEXTS,
             )
-    return (runs[0] if runs else None), overrides
+    return [word for word in words or [] if word not in overrides], overrides
 
 
 def with_overrides(run: Path, config: Config, overrides: list[str]) -> Config:
     """The config of a run after the user's data.source=NEW and data.val_source=NEW are applied.
 
-    Raises GptcliError if the overrides change another key."""
+    Raises GptcliError if the overrides change another key, or if they add or remove
+    data.val_source."""
     from gptcli.config_files import differences, dump_config, parse_config
 
     changed = parse_config(dump_config(config), overrides, name=str(run / "config.yaml"))
@@ -177,8 +187,9 @@ def load_for_evaluation(
 ) -> tuple[Trained, int | None]:
     """The model of a run, and the number of threads for the C library, or None for PyTorch.
 
-    The C library can evaluate a model only in float32 on a CPU. In this case, PyTorch is not
-    imported. `--dtype auto` means the dtype of the training."""
+    The C library evaluates only in float32, on a CPU, and without the user's parts. If it
+    evaluates, PyTorch is not imported. `--dtype auto` means the dtype of the training. (On a CPU,
+    it means float32 instead of float16.)"""
     from gptcli.devices import is_surely_cpu, threads_without_torch
     from gptcli.training.loading import read_trained
     from gptcli.training.native_evaluate import can_evaluate
@@ -200,7 +211,8 @@ def load_for_evaluation(
 def load_for_sampling(run: str | None, options: ModelOptions, command: str) -> SamplingModel:
     """The model of a run, loaded for sampling. Error messages name `command`.
 
-    `--dtype auto` means the dtype that is fastest on this machine."""
+    `--dtype auto` means bfloat16 if the C library generates and the processor multiplies bfloat16,
+    else float32."""
     _check(options, "int8")
     model = loading.load_for_sampling(
         named_run(run, command),

@@ -36,9 +36,9 @@ def page(
     model learned. The file holds the weights in eight bits, the tokenizer and the program, and
     works without the internet.
 
-    gptcli tests the page before it writes the file. If Node.js or Chromium is installed, it runs
-    the page's JavaScript; otherwise numpy does the same arithmetic. If the page's results differ
-    from the model's, gptcli does not write the file."""
+    gptcli tests the page before it writes the file. Node.js or Chromium runs the page's JavaScript
+    if one of them is installed; otherwise numpy does the same arithmetic. If the page's results
+    differ from the model's, gptcli does not write the file."""
     from gptcli.pages.written import refuse_existing
 
     folder = named_run(run, "page")

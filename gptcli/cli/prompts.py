@@ -77,8 +77,8 @@ def _with_encoding(file: Path, message: str, data: bytes) -> tuple[str, str]:
 def typed(text: str, where: str, *, escape: bool) -> str:
     """`text`, which the user typed for the option or argument `where`.
 
-    If `escape` is true, the escapes in the text are replaced. If it is false, prints a note if the
-    text has `\\n` or `\\t` (literal_escapes_note)."""
+    If `escape` is true, the escapes in the text are replaced. Otherwise, a text with `\\n` or `\\t`
+    gets a note (literal_escapes_note)."""
     if escape:
         return unescape(text, where)
     if (message := literal_escapes_note(text, where)) is not None:
@@ -96,10 +96,11 @@ def read_prompts(
 ) -> list[str]:
     """The prompts in order; one empty prompt if neither `prompt` nor `file` is given.
 
-    If `lines` is true, each line of the file is a prompt. If `escape` is true, escapes in `prompt`
-    and in the lines are replaced. If the file is not UTF-8, it is read in the encoding that
-    `encoding` returns. Raises GptcliError if both `prompt` and `file` are given, if `lines` is
-    given without a file, or if the file cannot be used."""
+    If `lines` is true, each line of the file is a prompt. Otherwise, the whole file is one prompt,
+    without the newline at its end. If `escape` is true, escapes in `prompt` and in the lines are
+    replaced. If the file is not UTF-8, it is read in the encoding that `encoding` returns. Raises
+    GptcliError if both `prompt` and `file` are given, if `lines` is given without a file, or if the
+    file cannot be used."""
     if file is None:
         if lines:
             raise GptcliError("--prompt-lines needs a file", "add --prompt-file FILE")

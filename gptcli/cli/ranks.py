@@ -31,18 +31,24 @@ _NATIVE = "the C library (run.engine: native) trains only in one process"
 class Ranks:
     """Adapts a training to the number of its processes.
 
-    Only the leader has an object of this class. If there is only one process, `leader` is None."""
+    Of several processes, only the leader has an object of this class. If there is only one process,
+    `leader` is None."""
 
     def __init__(self, leader: Leader | None = None, size: int = 1) -> None:
         self._leader = leader
         self.size = size
 
     def for_new(self, wanted: Wanted) -> Wanted:
-        """The new run `wanted`, with PyTorch as its engine if several processes train it."""
+        """The new run `wanted`, with PyTorch as its engine if several processes train it.
+
+        Raises GptcliError if several processes must train it but the config asks for the C
+        library."""
         return wanted if self._leader is None else replace(wanted, config=_torch(wanted.config))
 
     def for_resumed(self, resumed: ResumedRun) -> ResumedRun:
-        """The resumed run, with PyTorch as its engine if several processes train it."""
+        """The resumed run, with PyTorch as its engine if several processes train it.
+
+        Raises GptcliError if the command line asks for the C library."""
         if self._leader is None:
             return resumed
         from gptcli.training.run_folder import read_config
@@ -64,7 +70,7 @@ class Ranks:
         return replace(prepared, setup=self._leader.lead(prepared.setup))
 
     def asked_to_stop(self) -> bool:
-        """Whether another process of the run was asked to stop, for example by a signal."""
+        """Whether any process of the run was asked to stop, for example by a signal."""
         return self._leader is not None and self._leader.asked_to_stop()
 
     def run_to_continue(self, out: Path | None) -> Path | None:
@@ -87,7 +93,7 @@ def ranks_of(devices: int, max_restarts: int, request: Request, *, resume: bool)
 
     The `with` block runs only in the leader, or in a single process. A process that torchrun
     started joins the others. If torchrun did not start this process and `devices` is above 1, this
-    function starts the processes and exits with their exit code."""
+    function starts the processes and exits with the leader's exit code."""
     here = place()
     if here is None and devices == 1:
         yield Ranks()
@@ -110,7 +116,7 @@ def ranks_of(devices: int, max_restarts: int, request: Request, *, resume: bool)
 
 
 def _torch(config: Config) -> Config:
-    """The config with PyTorch as its engine. Raises GptcliError if its engine is the C library."""
+    """The config with PyTorch as its engine. Raises GptcliError if it asks for the C library."""
     if config.run.engine == "native":
         raise GptcliError(_NATIVE, "set run.engine to auto or torch, or train in one process")
     return config.model_copy(update={"run": config.run.model_copy(update={"engine": "torch"})})

@@ -62,8 +62,8 @@ def report(
         if not data.steps and not data.evaluations:
             raise GptcliError(
                 f"{folder} has no logged steps, so gptcli cannot write a report",
-                "its metrics.jsonl is missing, or the run was imported; `gptcli look` shows what "
-                "its heads look at",
+                "its metrics.jsonl is missing or empty, or the run was imported; `gptcli look` "
+                "shows what its heads look at",
                 exit_code=1,
             )
         page = report_page(data, _tokenizer(folder, tokenizer))

@@ -103,7 +103,7 @@ class KnownRows:
 
     @staticmethod
     def _state(run: Path) -> Any:
-        """A value that changes whenever the row may have changed; None if a file is unreadable."""
+        """A value that changes whenever the row may have changed; None if .lock is unreadable."""
         state: list[Any] = []
         for name in ("config.yaml", "metrics.jsonl", "run.json", "checkpoints"):
             try:

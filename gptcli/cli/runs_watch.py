@@ -19,9 +19,9 @@ RENEW_SECONDS = 1.0
 
 
 def watch_runs(words: Sequence[str], order: Order | None, reverse: bool) -> None:
-    """Show the table of the runs that `words` name, until the user presses q or Ctrl-C.
+    """Show the table of the runs that `words` name, until the user presses q, Esc or Ctrl-C.
 
-    After q, the table stays on the terminal."""
+    After q and Esc, the table stays on the terminal."""
     known = KnownRows()
     console = stdout_console()
     has = has_keys()

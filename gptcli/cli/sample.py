@@ -169,7 +169,8 @@ class OutputOptions:
         bool | None,
         typer.Option(
             "--stream/--no-stream",
-            help="Show the text while it is generated. Default: only for one sample on a terminal.",
+            help="Show the text of a single sample while it is generated. Default: only on a "
+            "terminal.",
         ),
     ] = None
     interactive: Annotated[

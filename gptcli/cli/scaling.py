@@ -120,7 +120,7 @@ def _loss(rung: Rung) -> float | None:
 
 
 def _earlier_steps(folder: Path, plan: dict[str, Any]) -> int | None:
-    """The number of steps in the plan of an earlier, interrupted call; None if there was no call.
+    """The number of steps in the plan of an earlier call; None if there was no earlier call.
 
     Raises GptcliError if the folder has runs of another plan, or other files."""
     path = folder / "scaling.json"
@@ -184,7 +184,7 @@ def _print(
     for line in lines:
         console.print(line, soft_wrap=not console.is_terminal)
     if found is None:
-        note(f"add --train to train it, in {shell_word(folder / larger.name)}")
+        note(f"add --train to train this network, in {shell_word(folder / larger.name)}")
 
 
 def _formula(law: PowerLaw) -> str:
@@ -197,8 +197,8 @@ def _sentences(law: PowerLaw, larger: Rung, found: float | None) -> list[str]:
 
     predicted, (low, high) = law.predict(larger.size)
     said = [
-        f"a network eight times larger ({human_count(larger.size)}) is predicted to reach "
-        f"{predicted:.3f} (95 % interval {low:.3f} to {high:.3f})"
+        f"a network eight times larger ({human_count(larger.size)}) is predicted to reach a loss "
+        f"of {predicted:.3f} (95 % interval {low:.3f} to {high:.3f})"
     ]
     if found is not None:
         inside = "inside" if low <= found <= high else "outside"

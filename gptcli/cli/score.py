@@ -55,9 +55,9 @@ def score(
     """Show how likely a model finds each token of a text.
 
     On a terminal, the colour of a token shows its probability. A list below the text has the most
-    surprising tokens, and for each the token that the model expected. In a file or a pipe, each
-    token gets a line with its log-probability in nats, its id and its text. The model predicts each
-    token from the same earlier tokens as in `sample`."""
+    surprising tokens, and for each the token that the model expected. In a file, in a pipe or
+    without colours, each token gets a line with its log-probability in nats, its id and its text.
+    The model predicts each token from the same earlier tokens as in `sample`."""
     if len(words) > 2:
         raise GptcliError(
             f"score takes a run and a file; got {len(words)} words",
@@ -88,7 +88,7 @@ def score(
 
 
 def _refuse_run_without_file(words: list[str]) -> None:
-    """Raise GptcliError if the only word is not a file. A run's name gets another hint."""
+    """Raise GptcliError if the only word is not a file. For a run, the hint says to add a file."""
     from gptcli.training.run_folder import list_runs
 
     if len(words) == 1 and not os.path.exists(words[0]):  # noqa: PTH110
@@ -179,7 +179,8 @@ def _coloured(pieces: list[str], log_probabilities: list[float]) -> Text:
 def _surprises(model: SamplingModel, scores: Score) -> list[str]:
     """A line for each of the five least likely tokens: the text before it, and the expected token.
 
-    Tokens with a probability of 1/100 or more are left out."""
+    The lines have the order of the text. Tokens with a probability of 1/100 or more are left
+    out."""
     trained, tokenizer = model.trained, model.trained.tokenizer
     order = sorted(range(len(scores.ids)), key=lambda i: scores.log_probabilities[i])
     places = [

@@ -1,8 +1,8 @@
 """Notes about names with two meanings, such as the shipped config `tiny` and a folder `tiny`.
 
 If a shipped config and a file have the same name, gptcli uses the config. If a tokenizer and a run
-have the same name, it uses the tokenizer. If the runs NAME and runs/NAME both exist, it uses NAME.
-A note tells the user which of the two gptcli uses, and how to name the other one.
+have the same name, gptcli uses the tokenizer. If the runs NAME and runs/NAME both exist, gptcli
+uses NAME. A note tells the user which of the two gptcli uses, and how to name the other one.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ def _read(run: Path, name: str) -> ShownRun:
             step=row.step,
             tokens=config.tokens_per_step * row.step,
             seconds=row.seconds or 0.0,
-            # A run that still trains counts as interrupted here. ShownRun.ending says "running".
+            # A run that has not ended counts as interrupted here. ShownRun.ending has its true
+            # status, such as "running".
             stopped=cast("Stopped", row.status)
             if row.status in get_args(Stopped)
             else "interrupted",
@@ -131,7 +132,7 @@ def _headline(run: Path, config: Config, parameters: int, meta: dict[str, Any]) 
 
 
 def _meta(run: Path) -> dict[str, Any]:
-    """The meta.json of the newest checkpoint; {} if there is no checkpoint, or if it is damaged."""
+    """The meta.json of the newest checkpoint; {} if there is no checkpoint, or a damaged one."""
     from gptcli.training import checkpoint
 
     with suppress(GptcliError, OSError):

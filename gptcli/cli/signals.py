@@ -14,7 +14,8 @@ _HANG_UP = getattr(signal, "SIGHUP", None)  # None on Windows
 class LeaveAtOnce(KeyboardInterrupt):
     """Raised at the second Ctrl-C or SIGTERM, to end the training at once, without saving.
 
-    A third Ctrl-C acts as Ctrl-C does outside a training."""
+    Each later Ctrl-C or SIGTERM raises LeaveAtOnce again. If no code catches it, the command ends,
+    as after a Ctrl-C outside a training."""
 
 
 class Stop:
@@ -67,7 +68,7 @@ def _leave(number: int, frame: object) -> None:
 
 @contextmanager
 def signals_held() -> Iterator[list[int]]:
-    """Hold back signals while the files of a run are moved. Yields the list of held signals."""
+    """Ignore signals while the files of a run are moved. Yields the list of the ignored signals."""
     received: list[int] = []
     with _handled_by(lambda number, frame: received.append(number)):
         yield received

@@ -23,7 +23,7 @@ def sweep(
         list[str],
         typer.Argument(
             metavar="KEY=V1,V2 ...",
-            help="The values to try for a key. A single value is for all runs.",
+            help="The values to try for a key. If a key has a single value, all runs use it.",
         ),
     ],
     minutes: Annotated[
@@ -64,12 +64,13 @@ def sweep(
     page = expanded(html) if html is not None else None
     if page is not None:
         refuse_existing(page, overwrite=overwrite)
-    source, name = _config(config)
+    source, name, base = _config(config)
     folder = expanded(out) if out is not None else Path("runs") / f"{name}-sweep"
     share = minutes / len(points) if minutes is not None else None
-    _remember(folder, {"config": name, "shared": sorted(shared), "minutes_each": share})
+    plan = {"config": name, "shared": sorted(shared), "minutes_each": share}
+    _remember(folder, plan if base is None else {**plan, "from": base})
     trials = [
-        Trial(point.name, folder / point.name, source, [*shared, *point.overrides], share)
+        Trial(point.name, folder / point.name, source, [*shared, *point.overrides], share, base)
         for point in points
     ]
     with waiting("training the grid") as say:
@@ -91,17 +92,28 @@ def sweep(
     show_arms(arms, title=f"Sweep of {name}", prompt=prompt, page=page, as_json=as_json)
 
 
-def _config(word: str) -> tuple[str, str]:
-    """The config that `word` means (a path or the name of a shipped config), and a name for the
-    sweep. `word` can also name a run."""
+def _config(word: str) -> tuple[str, str, str | None]:
+    """The config that `word` means, the sweep's name, and the base run if `word` is a fine-tune.
+
+    `word` can be a path, the name of a shipped config, or a run. The config is a path, or the name
+    of a shipped config. Raises GptcliError if the run has the user's parts."""
+    from gptcli.model.user_parts import parts_of
     from gptcli.training import run_folder
+    from gptcli.training.run_commands import base_of
 
     path = expanded(word)
     for run in (path, Path("runs") / word):
         if (run / "config.yaml").is_file() and (run / "tokenizer.json").is_file():
             run_folder.read_config(run)
-            return str(run / "config.yaml"), run.resolve().name
-    return word, path.stem if path.suffix else path.name
+            status = run_folder.read_status(run)
+            if parts_of(status):
+                raise GptcliError(
+                    f"{run} was trained with your own parts, which sweep does not run",
+                    "train each setting with `gptcli train`, and compare the runs with "
+                    "`gptcli compare`",
+                )
+            return str(run / "config.yaml"), run.resolve().name, base_of(status)
+    return word, path.stem if path.suffix else path.name, None
 
 
 def _remember(folder: Path, plan: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=Group,
-    help="Train a tokenizer, encode and decode text, show tokens.",
+    help="Train a tokenizer, write token shards, encode and decode text, show tokens.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -277,8 +277,7 @@ def _show_vocabulary(tokenizer: Tokenizer, as_json: bool) -> None:
 
 
 def _print_tokens(tokens: list[tuple[int, str]], as_json: bool, *, in_columns: bool) -> None:
-    """Print tokens. With `as_json`, prints JSON. Otherwise, prints tiles or columns on a terminal,
-    and lines into a file or a pipe."""
+    """Print tokens as JSON, as tiles or columns on a terminal, or as lines into a file or pipe."""
     if as_json:
         for token, piece in tokens:
             print_json({"id": token, "text": piece})
@@ -302,8 +301,8 @@ def _text(text: str | None, escape: bool) -> str:
 def _standard_input(what: str) -> str:
     """The text from standard input, without its byte-order mark.
 
-    Raises GptcliError if standard input is closed or not UTF-8. `what` is
-    the word for the content in error messages: "ids" or "text"."""
+    `what` is the word for the content in error messages: "ids" or "text". Raises GptcliError if
+    standard input is closed or not UTF-8."""
     if sys.stdin is None:  # closed by the shell: `gptcli tokenizer encode <&-`
         raise GptcliError(
             f"there is no {what}: standard input is closed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -86,7 +87,7 @@ def train(
             min=0.1,
             max=100_000.0,
             help="End after about M minutes. With a text, gptcli chooses model and settings for "
-            "this time; with a config, only the number of steps.",
+            "this time; with a config or --from, only the number of steps.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -136,7 +137,9 @@ def train(
     """Train a GPT on a text."""
     command_started = time.perf_counter()
     target, overrides = split_arguments(arguments or [])
-    tokenizer_file, overrides = split_tokenizer(tokenizer, overrides, resume=resume)
+    tokenizer_file, overrides = split_tokenizer(
+        tokenizer, overrides, resume=resume, is_fine_tune=from_run is not None
+    )
     files = UserFiles(attention, layernorm, mlp, block, tokenizer_file)
     refuse_contradictions(
         {
@@ -169,9 +172,13 @@ def train(
         if out is not None and not dry_run:
             refuse_out(out, overwrite=overwrite)
         note_names(target, from_run)
-        with waiting("reading the text and measuring this machine"):
-            wanted = team.for_new(wanted_run(request, minutes))
-            if not wanted.is_given or wanted.minutes is not None:
+        wanted = team.for_new(wanted_run(request, minutes))
+        plans = not wanted.is_given or wanted.minutes is not None
+        what = "checking your files" if files.given() else None
+        if plans:
+            what = "reading the text and measuring this machine"
+        with waiting(what) if what is not None else nullcontext():
+            if plans:
                 _import_pytorch()  # `plan_run` measures this machine
             new = plan_run(request, wanted, command_started, note)
         if dry_run:
@@ -189,9 +196,10 @@ def _print_dry_run(request: Request, new: NewRun, as_json: bool) -> None:
         from gptcli.training.named_tokenizer import follow_base_run
         from gptcli.training.run_folder import find_run
 
+        tokenizer = None
         if request.from_run is not None:
-            config, _ = follow_base_run(config, find_run(request.from_run))
-        result = dry_run_figures(config, new.user_parts, is_short=new.is_short)
+            config, tokenizer = follow_base_run(config, find_run(request.from_run))
+        result = dry_run_figures(config, new.user_parts, tokenizer, is_short=new.is_short)
     if as_json:
         print_json(result)
         return

@@ -1,7 +1,7 @@
 """The keys of the live view: s sample, e evaluate, c checkpoint, q save and quit, ? help.
 
 The main thread reads the keys between steps. The terminal gets its earlier modes back when the
-training ends, when Ctrl-Z stops it, and while another program uses the terminal.
+training ends, and when Ctrl-Z stops it. In the background, the training leaves the terminal alone.
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ class TrainingKeys:
         return self._stop.wanted()
 
     def wishes(self) -> list[Wish]:
-        """What the user asked for since the previous call, each once: sample, evaluate,
-        checkpoint."""
+        """What the user asked for since the previous call: sample, evaluate, checkpoint.
+
+        Each appears at most once."""
         asked, self._wishes = self._wishes, []
         return asked
 

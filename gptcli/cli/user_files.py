@@ -11,7 +11,7 @@ def _option(name: str, what: str) -> Any:
     return typer.Option(
         f"--{name}",
         metavar="FILE[:CLASS]",
-        help=f"Use your own {what} instead of the built-in one. This runs the file.",
+        help=f"Use your own {what} instead of the built-in one. gptcli runs the file.",
     )
 
 
@@ -25,8 +25,8 @@ SamplerOption = Annotated[
     typer.Option(
         "--sampler",
         metavar="FILE",
-        help="Use your own next_token and cut_at_stop instead of the built-in ones. This runs the "
-        "file.",
+        help="Use your own next_token and cut_at_stop instead of the built-in ones. gptcli runs "
+        "the file.",
     ),
 ]
 AnyTokenizerOption = Annotated[
@@ -34,7 +34,8 @@ AnyTokenizerOption = Annotated[
     typer.Option(
         "--tokenizer",
         metavar="TOKENIZER",
-        help="Use this tokenizer: a tokenizer.json or a RUN, like tokenizer.from=TOKENIZER. Or "
-        "FILE.py[:CLASS], your own byte-pair encoding (this runs the file).",
+        help="Use this tokenizer: a tokenizer.json or a RUN (the same as "
+        "tokenizer.from=TOKENIZER). Or "
+        "FILE.py[:CLASS], your own byte-pair encoding (gptcli runs the file).",
     ),
 ]

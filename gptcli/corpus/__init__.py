@@ -2,7 +2,7 @@
 
 Start with `open_corpus` (preparation.py). `Batches` makes the batches of a training, and `windows`
 makes the batches of an evaluation. A name is imported when it is first used, so that a command that
-reads no text does not wait for the import of this package.
+reads no text does not wait for the import of these modules.
 """
 
 from __future__ import annotations

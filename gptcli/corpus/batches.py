@@ -88,7 +88,7 @@ class Batches:
         return both[0], both[1]
 
     def windows(self, k: int) -> Iterator[Tokens]:
-        """The sequences of batch k with their targets: B arrays (T + 1,) of uint16 or uint32."""
+        """Yield the sequences of batch k with their targets: B arrays uint16 or uint32 (T + 1,)."""
         block = self._block_size
         rows = self._rows(k)
         if rows is not None:
@@ -104,8 +104,9 @@ class Batches:
             yield window
 
     def _rows(self, k: int) -> Tokens | None:
-        """All sequences of batch k, (B, T + 1). None for a mixture, and for a text that is not in
-        token shards."""
+        """All sequences of batch k with their targets: uint16 or uint32 (B, T + 1).
+
+        None for a mixture, and for a text that is not in token shards."""
         pooled = self._lists[0]
         if self._order is not None or not isinstance(pooled, PooledEpochs):
             return None
@@ -176,11 +177,11 @@ class _Epochs:
 def windows(
     tokens: TokenStore, block_size: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an evaluation. Every token of a split is predicted once, except the first one.
+    """Yield the batches of an evaluation, which predicts each token once, except the first token.
 
-    Yields inputs and targets, int64 (at most batch_size, block_size), in the order of the text. If
-    the last tokens fill no window, they form a last batch with one shorter row. Yields nothing for
-    fewer than 2 tokens."""
+    A batch is inputs and targets, int64 (at most batch_size, block_size), in the order of the text.
+    If the last tokens fill no window, they form a last batch with one shorter row. Yields nothing
+    for fewer than 2 tokens."""
     assert block_size >= 1
     assert batch_size >= 1
     predicted = len(tokens) - 1

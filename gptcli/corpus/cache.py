@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 FORMAT = 1
-"""The version of the format of entries. Increase it if a change of the code changes the tokens or
-the files of a text."""
+"""The version of the format of entries. Increase it if a change of the code changes the tokens that
+a text gives, or the files of an entry."""
 
 STARTS = np.dtype("<i8")
 """The dtype of the positions at which documents start."""
@@ -66,16 +66,18 @@ class Entry:
     train_documents: int
     """The number of documents from data.source. All later documents are from data.val_source."""
     marks: int
-    """How many times `<|endoftext|>` ends a document of the text."""
+    """The number of `<|endoftext|>` at which the text was split into documents."""
     texts: tuple[int, ...] = ()
     """The number of documents before each text of a mixture; () if the texts are not mixed."""
 
 
 def entry_key(content_key: str, tokenizer: str) -> str:
-    """The name of a cache entry: SHA-256 of the text's content key and the tokenizer's key.
+    """The name of a cache entry: SHA-256 of FORMAT, the content key and the tokenizer's key.
 
-    The tokenizer's key is `Tokenizer.encoding_key()`. If the tokenizer is trained on the text
-    itself, the key describes the training instead, for example "bpe 512"."""
+    `content_key` is Source.content_key, to which open_corpus can append words. `tokenizer` is
+    `Tokenizer.encoding_key()`, followed by data.unknown if this drops or replaces characters. If a
+    char or bpe tokenizer is trained on the text, `tokenizer` describes the training instead, for
+    example "bpe 512"."""
     return hashlib.sha256(f"{FORMAT}\n{content_key}\n{tokenizer}\n".encode()).hexdigest()
 
 
@@ -113,14 +115,14 @@ def read_entry(
 ) -> Entry | None:
     """The entry in `folder` after it is verified; None if it cannot be used.
 
-    It cannot be used if it is absent, incomplete or damaged, or if it has another key. If
-    `tokenizer` is given, it must be the entry's tokenizer. Adds a note to `notes` if a file is
-    missing or damaged. Every byte of the entry is read to verify it."""
+    An entry cannot be used if it is absent, incomplete or damaged, or if its key is not `key`. If
+    `tokenizer` is given, it must be the entry's tokenizer. If the folder exists, but a file in it
+    is missing or damaged, adds a note to `notes`. Reads every byte of the entry to verify it."""
     try:
         return _opened(folder, key, tokenizer)
     except _DamagedError as error:
         if notes is not None and folder.is_dir():
-            notes.append(f"{folder / str(error)} is damaged; the text is encoded again")
+            notes.append(f"{folder / str(error)} is missing or damaged; the text is encoded again")
         return None
 
 
@@ -285,9 +287,10 @@ def _meta_sha256(meta: dict[str, Any]) -> str:
 
 
 def _new_build_folder(folder: Path, notes: list[str]) -> Path:
-    """A new folder in the cache `folder`.
+    """A new folder in the cache `folder`, for an entry that is built.
 
-    If the cache is not writable, returns a temporary folder."""
+    If the cache is not writable, returns a new folder in the system's folder for temporary
+    files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder))
@@ -300,9 +303,7 @@ def _new_build_folder(folder: Path, notes: list[str]) -> Path:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete temporary folders in the cache that have not changed for a day.
-
-    Killed processes left them."""
+    """Delete temporary folders of killed processes: those that have not changed for a day."""
     with suppress(OSError):
         for path in folder.glob(".*"):
             if path.suffix in (".tmp", ".old"):

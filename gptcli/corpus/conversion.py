@@ -13,9 +13,10 @@ _DECOMPRESS = {".gz": "gunzip -c", ".bz2": "bunzip2 -c", ".xz": "xz -dc"}
 def conversion_command(path: Path, encoding: str) -> str:
     """An `iconv` command that converts a file to UTF-8. Paths are quoted for a shell.
 
-    The command writes the file utf8-NAME next to the file NAME. If NAME is compressed, the command
-    decompresses it first. If `path` is standard input, returns a pipe in which `...` stands for the
-    user's command: `... | iconv -f ENCODING -t UTF-8 | gptcli train -`."""
+    The command writes the file utf8-NAME next to the file NAME. If NAME ends with .gz, .bz2 or .xz,
+    the command decompresses the file first, and the new name lacks this ending. If `path` is
+    standard input, returns a pipe in which `...` stands for the user's command:
+    `... | iconv -f ENCODING -t UTF-8 | gptcli train -`."""
     convert = f"iconv -f {encoding} -t UTF-8"
     if shown(path) == STANDARD_INPUT:
         return f"... | {convert} | gptcli train -"

@@ -15,8 +15,8 @@ def split_at_end_of_text(
     """Split the documents of `pieces` at every `<|endoftext|>`.
 
     Yields the pieces of the new documents. Each call of `ended` gets the number of `<|endoftext|>`
-    that were found after the previous call. Blank text of up to CHUNK characters between two
-    `<|endoftext|>` is not a document."""
+    that were found after the previous call. A document that has only blank characters, at most
+    CHUNK of them, is left out."""
     document = _Document()
     held = ""  # the end of the previous piece, if `<|endoftext|>` can begin in it
     for piece in pieces:
@@ -37,8 +37,8 @@ def split_at_end_of_text(
 def split_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Split the documents of `pieces` at every line end.
 
-    Each line becomes a document. Yields the pieces of the lines without the line ends. Blank lines
-    are left out."""
+    A line end is LF or CRLF. Each line becomes a document. Yields the pieces of the lines without
+    the line ends. Blank lines of at most CHUNK characters are left out."""
     document = _Document()
     held = ""  # a carriage return at the end of a piece: perhaps a newline follows
     for piece in pieces:
@@ -57,7 +57,8 @@ def split_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
 class _Document:
     """A document that arrives in parts.
 
-    Up to CHUNK blank characters at its beginning are held back until other text follows."""
+    Up to CHUNK blank characters at its beginning are held back until other text follows. If none
+    follows, they are dropped."""
 
     def __init__(self) -> None:
         self._started = False

@@ -37,9 +37,10 @@ def encode_all(
     newline comes between two documents, unless the first of them ends with a newline. A document
     begins at this end-of-text or newline, if there is one, and not at its own first token. The ids
     are the same as if each document were encoded as a whole (`safe_cuts` names an exception), but
-    memory does not grow with the text. If `known` is given, it applies the rule of data.unknown to
-    the text before the text is encoded. If the rule is "error", the encoding stops at the first
-    unknown character, and the unknown characters in the rest of the text are only counted."""
+    memory does not grow with the text. `known`, for a char tokenizer, applies the rule of
+    data.unknown to the text before the text is encoded. If the rule is "error", the encoding stops
+    before the first piece with an unknown character. From there on, the unknown characters are only
+    counted."""
     from gptcli.tokenization import line_cuts, safe_cuts
 
     stream = iter(pieces)
@@ -97,8 +98,9 @@ def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def characters(pieces: Iterable[Piece]) -> Iterator[str]:
-    """Short texts that together contain every character of `pieces`. A new char tokenizer makes
-    its vocabulary of them."""
+    """Yield short texts that together contain every character of `pieces`.
+
+    A new char tokenizer makes its vocabulary of them."""
     seen = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
     seen_ascii = b""
     for group in _grouped(pieces):
@@ -133,7 +135,9 @@ def _grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def _with_known(pieces: Iterable[Piece], known: KnownCharacters) -> Iterator[Piece]:
-    """The pieces after `known` has dropped or replaced their unknown characters (data.unknown)."""
+    """The pieces after `known` has dropped or replaced their unknown characters (data.unknown).
+
+    If the rule is "error", yields only the pieces before the first unknown character."""
     starts = False
     for piece in pieces:
         text = known.apply(piece.text)
@@ -170,7 +174,7 @@ def _encode_group(tokenizer: Tokenizer, group: list[Piece]) -> tuple[Tokens, Tok
 def _in_threads(
     encode: Callable[[list[Piece]], tuple[Tokens, Tokens]], groups: Iterable[list[Piece]]
 ) -> Iterator[tuple[Tokens, Tokens]]:
-    """What `encode` returns for each of `groups`, in order. It is computed on several cores.
+    """Yield what `encode` returns for each of `groups`, in order, computed on several cores.
 
     Only a few groups are in memory at a time. Threads save time, because encoding, writing and
     hashing release Python's lock."""

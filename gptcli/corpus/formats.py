@@ -13,7 +13,7 @@ from gptcli.corpus.documents import split_at_end_of_text, split_lines
 from gptcli.corpus.progress import Advance, ignore
 from gptcli.corpus.reading import COMPRESSED, Piece, lines, text_pieces
 from gptcli.corpus.records import (
-    LIST_EXAMPLE,
+    ENTRY,
     NoSuchFieldError,
     NotAListError,
     csv_pieces,
@@ -53,8 +53,9 @@ class Format:
 
     @property
     def key(self) -> str:
-        """A text for the content key. It names every property of the format that changes a file's
-        documents."""
+        """A text for the content key.
+
+        The text names every property of the format that changes a file's documents."""
         more = {
             "field": self.field,
             "lines": self.lines,
@@ -108,9 +109,9 @@ def choose_format(
     """The format of a file, and the reason why a .json, .csv or .tsv must be read as plain text.
 
     The reason is None if the file can be read in its own format, if it is of another kind, or if
-    `rule` is "file". `marked` says whether `<|endoftext|>` can be in the file. Raises
-    NoSuchFieldError if `field` is given, but the first entry of a .json, or the header of a .csv or
-    .tsv, has no such field."""
+    `rule` is "file". `marked` says whether `<|endoftext|>` can be in the file. If `rule` is not
+    "file" and `field` is given, raises NoSuchFieldError if the first entry of a .json, or the
+    header of a .csv or .tsv, has no such field."""
     kind, why = named_kind(path), None
     if rule == "file" and kind != "jsonl":
         kind = "text"
@@ -132,12 +133,13 @@ def choose_format(
 
 
 def _kind_of_json(path: Path, field: str | None, encoding: str | None) -> tuple[Kind, str | None]:
-    """The kind of a .json: "json" (a list), "jsonl" (an object in each line) or "text". With
-    "text", also the reason."""
+    """The kind of a .json: "json" (a list), "jsonl" (an object in each line) or "text".
+
+    If the kind is "text", also returns the reason, else None."""
     try:
         entry: Any = None
-        for where, entry in json_entries(path, encoding=encoding):
-            text_of(entry, field, where, LIST_EXAMPLE)
+        for where, entry in json_entries(path, field=field, encoding=encoding):
+            text_of(entry, field, where, ENTRY)
             break
         return "json", None
     except NotAListError:

@@ -53,9 +53,11 @@ def line_ends_note(source: Source) -> list[str]:
 
 
 def changed_line_ends(source: Source, content_key: str) -> tuple[str, str] | None:
-    """Which line ends a text had, and how to restore them. None unless only its line ends changed.
+    """Which line ends a text had, and how to restore them; None if other bytes changed, too.
 
-    `source` is the text after the change. `content_key` is the text's key before the change."""
+    `source` is the text after the change. `content_key` is the text's key before the change.
+    Recognises only texts whose line ends were all equal before the change, and only changes in the
+    files of data.source."""
     for ends, alone in _CHANGES:
         files = tuple(
             replace(file, sha256=_hash_with(file.path, ends, alone)) for file in source.files

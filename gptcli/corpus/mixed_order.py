@@ -73,7 +73,8 @@ def sequences_of_cycle(shares: Sequence[float]) -> NDArray[np.int64]:
     """How many sequences each text has in a cycle: int64 (texts,). The sum is CYCLE.
 
     Each share times CYCLE is rounded to a whole number: up for the texts with the largest
-    remainders, down for all others. A text with a share above 0 gets at least one sequence."""
+    remainders, down for all others. A text with a share above 0 gets at least one sequence. If the
+    sum is then too large, the text with the most sequences gets fewer."""
     exact = np.asarray(shares, dtype=np.float64) / sum(shares) * CYCLE
     counts = np.floor(exact + 1e-9).astype(np.int64)
     counts[(counts == 0) & (exact > 0)] = 1

@@ -29,10 +29,8 @@ _KEPT_POOLS = 3
 class PooledEpochs:
     """The epochs of a text in token shards, as one endless list of sequences.
 
-    The list depends only on the arguments.
-
-    The text `words` is the seed of the random numbers. A pool has the windows of at most
-    `pool_blocks` blocks."""
+    The list depends only on the arguments. The string `words` is the seed of the random numbers. A
+    pool has the windows of at most `pool_blocks` blocks."""
 
     def __init__(self, words: str, tokens: TokenStore, block_size: int, pool_blocks: int) -> None:
         self._words, self._block_size, self._pool_blocks = words, block_size, pool_blocks
@@ -45,7 +43,7 @@ class PooledEpochs:
         if self.count == 0:
             raise GptcliError(
                 f"model.block_size {block_size:,} is too long for the token shards: a window must "
-                f"lie in one block of {BLOCK_TOKENS:,} tokens",
+                f"lie in one block, and a block has at most {BLOCK_TOKENS:,} tokens of one shard",
                 "lower model.block_size",
             )
         self._epochs: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
@@ -89,8 +87,9 @@ class PooledEpochs:
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The blocks of an epoch in shuffled order, and for each pool the number of windows in this
-        pool and all pools before it."""
+        """The blocks of an epoch in shuffled order, and where its pools end in the list of windows.
+
+        For each pool, its end is the number of windows in this pool and all pools before it."""
         kept = self._epochs.get(epoch)
         if kept is None:
             order = torch.randperm(len(self._starts), generator=self._generator(f"{epoch}")).numpy()
@@ -108,7 +107,7 @@ class PooledEpochs:
     def _pool(self, epoch: int, pool: int) -> NDArray[np.int64]:
         """The windows of a pool in shuffled order, each as block and offset: int64 (2, windows).
 
-        If the pool is not in memory yet, the call also starts to read the blocks of this pool and
+        If this order is not in memory yet, the call also starts to read the blocks of this pool and
         of the next pool."""
         kept = self._pools.get((epoch, pool))
         if kept is not None:
@@ -147,10 +146,11 @@ class StoreBlocks(NamedTuple):
     starts: NDArray[np.int64]
     """The position in the store at which each block begins: int64 (n,), like the fields below."""
     lengths: NDArray[np.int64]
+    """How many tokens of each block the store uses."""
     numbers: NDArray[np.int64]
     """The number of each block in `reader`, which reads whole blocks."""
     begins: NDArray[np.int64]
-    """For each block: how many tokens come before the first token that the store uses."""
+    """For each block: how many of its tokens come before the first token that the store uses."""
 
 
 def blocks_of(tokens: TokenStore) -> StoreBlocks:

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 class OtherTextError(GptcliError):
     """The text that was found is not the text that the caller wants.
 
-    If only the line ends are different, `line_ends` says what changed and what to do. Otherwise it
-    is None."""
+    If `changed_line_ends` finds that only the line ends are different, `line_ends` says what
+    changed and what to do. Otherwise `line_ends` is None."""
 
     def __init__(self, source: str, line_ends: tuple[str, str] | None) -> None:
         super().__init__(f"{source} is another text", "name the text that the run was trained on")
@@ -61,12 +61,14 @@ class Corpus:
     val: TokenStore | None
     """None if there is no validation part."""
     val_split: Literal["tail", "documents"]
-    """How the text was split: the value of data.val_split, or what `auto` means for this text."""
+    """How the text was split. Can be "tail" although data.val_split is "documents": for example if
+    the text is one document, or if data.val_source is set."""
     documents: int
     source_bytes: int
     """The size of the files of data.source in bytes."""
     content_key: str
-    """SHA-256 of the files' contents and formats. Equal texts have the same key."""
+    """SHA-256 of the files' contents and formats, or of token shards and their tokenizer. Equal
+    texts have the same key."""
     notes: list[str]
     """Messages for the user, one line each."""
 
@@ -260,7 +262,7 @@ def _build(
         if text is not None and next(text.pieces(), None) is None:
             raise GptcliError(
                 f"{text.name} has no text in it",
-                "its files are empty, or all records in them have empty texts",
+                "its files are empty or blank, or all records in them have empty texts",
             )
     if tokenizer is None:
         tokenizer = _train_tokenizer(source, kind, vocab_size, progress)

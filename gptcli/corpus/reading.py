@@ -24,7 +24,8 @@ CHUNK = 1 << 18
 LINE_LIMIT = 1 << 24
 """The largest number of bytes in a line of a .jsonl, .csv or .tsv: enough for several books. It is
 limited because a line is parsed as a whole, and the parsed objects can take 25 times as much memory
-as the line."""
+as the line. An entry of a .json is also refused if its end is not found within about so many
+characters."""
 
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 """Suffix of a compressed file -> the module of the standard library that reads it."""
@@ -35,7 +36,9 @@ are spelled as `codec_name` returns them."""
 
 
 class BinaryFileError(GptcliError):
-    """A file is certainly not UTF-8 text. Such a file in a folder of texts is left out."""
+    """A file has a NUL byte or begins with UTF-16's byte-order mark, so it is not read as UTF-8.
+
+    Such a file in a folder of texts is left out."""
 
 
 class UndecodableError(GptcliError):
@@ -90,7 +93,8 @@ def open_content(path: Path, encoding: str | None = None) -> Iterator[Content]:
     """Open a text file as UTF-8 bytes: decompressed if its suffix says so, converted if necessary.
 
     `encoding` is the encoding of the file. None means that the file should be UTF-8: the caller
-    must check the bytes. Raises GptcliError if the file cannot be read or decompressed."""
+    must check the bytes. Raises GptcliError if the file cannot be read, decompressed or
+    converted."""
     how = COMPRESSED.get(path.suffix.lower())
     with open_bytes(path) as raw:
         if how is None and encoding is None:
@@ -247,8 +251,8 @@ def lines(
 ) -> Iterator[tuple[int, str]]:
     """Yield (number, text) for each line of a file: numbers from 1, texts with their line ends.
 
-    Blank lines are left out unless `keep_blank` is true. Raises GptcliError if a line is too
-    long."""
+    Blank lines are left out unless `keep_blank` is true. Raises GptcliError if a line is too long
+    or cannot be decoded."""
     offset = counted = shown_bytes = 0
     with open_content(path, encoding) as content:
         for number in count(1):

@@ -14,17 +14,16 @@ from gptcli.corpus import reading
 from gptcli.corpus.progress import Advance, ignore
 from gptcli.corpus.reading import CHUNK, Piece, decoded, lines, open_bytes
 from gptcli.errors import GptcliError
-from gptcli.files.names import shown
+from gptcli.files.names import STANDARD_INPUT, shown
 
 FIELD = "text"
 """The field that holds the text, unless data.field names another field."""
 
 _CHATS = ("messages", "conversations")
-_EXAMPLE = 'every line is one object with a string `text`, such as {"text": "Once upon a time"}'
-LIST_EXAMPLE = _EXAMPLE.replace("every line", "every entry of the list")
-"""The hint about an entry of a .json that has no text."""
+ENTRY = "every entry of the list"
+"""What hints call a record of a .json."""
 
-_ROW_EXAMPLE = "every row of the column is a string or a chat"
+_LINE, _ROW = "every line", "every row of the column"
 
 
 class NoSuchFieldError(GptcliError):
@@ -41,28 +40,37 @@ class NotAListError(GptcliError):
 def jsonl_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .jsonl file. Each line is a document: a string, or an object with a text or a chat.
+    """Stream a .jsonl file. Each line is a document: an object with a text or a chat, or a string.
 
-    `field` is the name of the field with the text, if it is not `text`. Blank lines, empty texts
-    and other fields are ignored. Raises GptcliError with file and line if a line is not JSON or
-    lacks the text."""
+    `field` names the field with the text or chat; None selects it as in `text_of`. If `field` is
+    given, a line must not be a string. Blank lines, empty texts and other fields are ignored.
+    Raises GptcliError with file and line if a line is not JSON or lacks the text."""
     name = shown(path)
     for number, line in lines(path, advance, encoding):
-        yield from _cut(text_of(_parsed(path, number, line), field, f"{name}:{number}"))
+        yield from _cut(text_of(_parsed(path, number, line, field), field, f"{name}:{number}"))
 
 
-def _parsed(path: Path, number: int, line: str) -> Any:
+def _parsed(path: Path, number: int, line: str, field: str | None) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise GptcliError(
             f"{shown(path)}:{number}: not JSON: {error.msg} (column {error.pos + 1})",
-            f"{_EXAMPLE}; if the file is plain text, rename it to {shown(path.stem)}.txt",
+            f"{_example(_LINE, field)}; {_if_plain(path)}",
         ) from error
     except (ValueError, RecursionError) as error:  # for example a number of 5,000 digits
         raise GptcliError(
-            f"{shown(path)}:{number}: JSON that cannot be read: {error}", _EXAMPLE
+            f"{shown(path)}:{number}: JSON that cannot be read: {error}", _example(_LINE, field)
         ) from error
+
+
+def _if_plain(path: Path) -> str:
+    """The part of a hint for users whose .jsonl is plain text."""
+    if shown(path) == STANDARD_INPUT:
+        return "if standard input is plain text, save it in a .txt file and train on this file"
+    ending = path.suffix if path.suffix.lower() in reading.COMPRESSED else ""
+    stem = path.name.removesuffix(ending).rpartition(".")[0]
+    return f"if the file is plain text, rename it to {shown(f'{stem}.txt{ending}')}"
 
 
 def json_pieces(
@@ -71,18 +79,19 @@ def json_pieces(
     """Stream a .json file. Each entry of its list, a string or an object, is one document.
 
     Raises GptcliError with file, line and entry if an entry cannot be read or lacks the field."""
-    for where, value in json_entries(path, advance, encoding):
-        yield from _cut(text_of(value, field, where, LIST_EXAMPLE))
+    for where, value in json_entries(path, advance, field, encoding):
+        yield from _cut(text_of(value, field, where, ENTRY))
 
 
 def json_entries(
-    path: Path, advance: Advance = ignore, encoding: str | None = None
+    path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
 ) -> Iterator[tuple[str, Any]]:
-    """For each entry of the list in a .json file: its place, such as "a.json:7: entry 3", and the
-    entry.
+    """Yield the place and the value of each entry of the list in a .json file.
 
-    Only one entry is in memory at a time. Raises NotAListError if the file does not hold a list."""
-    buffer = _JsonBuffer(path, decoded(path, advance, encoding))
+    A place is a text such as "a.json:7: entry 3". Only one entry is in memory at a time. `field` is
+    the value of data.field, for hints. Raises NotAListError if the file does not hold a list, and
+    GptcliError if an entry cannot be read."""
+    buffer = _JsonBuffer(path, decoded(path, advance, encoding), field)
     if buffer.next() != "[":
         raise NotAListError(f"{shown(path)} is not a JSON list", "")
     buffer.skip()
@@ -103,8 +112,9 @@ def json_entries(
 class _JsonBuffer:
     """Reads JSON values one after the other from a stream of strings."""
 
-    def __init__(self, path: Path, texts: Iterator[str]) -> None:
+    def __init__(self, path: Path, texts: Iterator[str], field: str | None) -> None:
         self._path = path
+        self._field = field
         self._texts = texts
         self._text = ""
         self._at = 0
@@ -141,6 +151,12 @@ class _JsonBuffer:
             except json.JSONDecodeError as error:
                 # Perhaps the value is incomplete, so read until the buffer has twice as much text.
                 if not self._more(len(self._text) - self._at):
+                    if self._is_cut(error):
+                        raise GptcliError(
+                            f"{self.place(entry)} of the list is longer than "
+                            f"{reading.LINE_LIMIT:,} characters",
+                            "split the document in this entry, or save it as a plain text file",
+                        ) from error
                     raise self.error(f"not JSON: {error.msg}, in", entry) from error
             except (ValueError, RecursionError) as error:
                 raise self.error(f"JSON that cannot be read ({error}) in", entry) from error
@@ -157,10 +173,19 @@ class _JsonBuffer:
     def error(self, what: str, entry: int) -> GptcliError:
         """A GptcliError. Its message has the position in the file, then `what`, then the entry."""
         place, _, _ = self.place(entry).rpartition(": entry")
+        kinds = "strings or of objects" if self._field is None else "objects"
         return GptcliError(
             f"{place}: {what} entry {entry} of the list",
-            "a .json for training is a list of strings or of objects with a string `text`",
+            f"a .json for training is a list of {kinds} with a string `{self._field or FIELD}`",
         )
+
+    def _is_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether a value cannot be read because only its first part is in the buffer.
+
+        If so, the value is longer than LINE_LIMIT."""
+        at_end = len(self._text) - error.pos <= len("-Infinity")  # the longest word of JSON
+        is_open = error.msg.startswith("Unterminated string") or at_end
+        return is_open and len(self._text) - self._at > reading.LINE_LIMIT
 
     def _more(self, characters: int) -> bool:
         """Read at least `characters` more characters into the buffer, or all that remain.
@@ -180,17 +205,17 @@ class _JsonBuffer:
 # ---- the field of a record ---------------------------------------------------------------------
 
 
-def text_of(value: Any, field: str | None, where: str, example: str = _EXAMPLE) -> str:
+def text_of(value: Any, field: str | None, where: str, record: str = _LINE) -> str:
     """The text of a record: a string, the field of an object, or a chat as plain text.
 
     `field` is the value of data.field. None selects the field `text`. If an object has no `text`,
     None selects the chat in `messages` or `conversations`. Raises NoSuchFieldError if an object
     lacks the field, and GptcliError for everything else that is wrong. The message begins with
-    `where`, and `example` is the hint."""
+    `where`. Hints call the records of the file `record`."""
     if isinstance(value, str) and field is None:
         return _whole_characters(value, "the string", where)
     if not isinstance(value, dict):
-        raise GptcliError(f"{where}: {_kind_of(value)}, not an object", example)
+        raise GptcliError(f"{where}: {_kind_of(value)}, not an object", _example(record, field))
     name = field or FIELD
     if field is None and FIELD not in value:
         name = next((chat for chat in _CHATS if isinstance(value.get(chat), list)), FIELD)
@@ -198,22 +223,26 @@ def text_of(value: Any, field: str | None, where: str, example: str = _EXAMPLE) 
         raise NoSuchFieldError(
             f"{where}: no field `{name}`; its fields: {_named(list(value))}",
             _how_to_select(
-                {key: item for key, item in value.items() if isinstance(item, str)}, example
+                {key: item for key, item in value.items() if isinstance(item, str)},
+                _example(record, field),
             ),
         )
     text = value[name]
     if isinstance(text, list) and text and isinstance(text[0], dict):
         text = _chat(text, f"{where}: `{name}`")
     if not isinstance(text, str):
-        raise GptcliError(f"{where}: `{name}` is {_kind_of(text)}, not a string", example)
+        raise GptcliError(
+            f"{where}: `{name}` is {_kind_of(text)}, not a string", _example(record, field)
+        )
     return _whole_characters(text, f"`{name}`", where)
 
 
 def _chat(messages: list[Any], where: str) -> str:
     """A chat as plain text: `User: ...`, `Assistant: ...`, with a blank line between messages.
 
-    A message has `role` and `content`, or `from` and `value`. A message without text, such as the
-    call of a tool, is left out."""
+    A message has `role` and `content`, or `from` and `value`. The text of a message is the content,
+    or the texts in a list of parts. A message without text, such as the call of a tool, is left
+    out."""
     turns = []
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict):
@@ -226,7 +255,9 @@ def _chat(messages: list[Any], where: str) -> str:
             parts = [part.get("text") for part in content if isinstance(part, dict)]
             content = "".join(part for part in parts if isinstance(part, str))
         if not isinstance(role, str) or not isinstance(content, str | None):
-            raise GptcliError(f"{where}, message {number}: no `role` and `content`", _CHAT)
+            raise GptcliError(
+                f"{where}, message {number}: `role` or `content` is not a string", _CHAT
+            )
         if content:
             turns.append(f"{role[:1].upper()}{role[1:]}: {content}\n")
     return "\n".join(turns)
@@ -246,6 +277,15 @@ def _whole_characters(text: str, what: str, where: str) -> str:
                 "the program that wrote the file cut an escape in two; remove the half escape",
             ) from error
     return text
+
+
+def _example(record: str, field: str | None) -> str:
+    """A hint that describes the records of a file, with an example."""
+    if record == _ROW:
+        return f"{record} is a string or a chat"
+    name = field or FIELD
+    example = json.dumps({name: "Once upon a time"}, ensure_ascii=False)
+    return f"{record} is one object with a string `{name}`, such as {example}"
 
 
 def _how_to_select(texts: dict[str, str], example: str) -> str:
@@ -300,10 +340,9 @@ def csv_pieces(
 ) -> Iterator[Piece]:
     """Stream a .csv or .tsv file. Each cell of one column is a document, unless the cell is empty.
 
-    The first row names the columns.
-
-    Raises GptcliError with file and line if a row cannot be read, or NoSuchFieldError if there is
-    no such column."""
+    The first row names the columns. The column is the one named `field`, or `text` if `field` is
+    None. Raises GptcliError with file and line if a row cannot be read, or NoSuchFieldError if
+    there is no such column."""
     rows = _rows(path, advance, encoding, field or FIELD)
     _, names = next(rows, (1, []))
     column = _column(path, names, field or FIELD, rows)
@@ -397,12 +436,13 @@ def _column(path: Path, names: list[str], field: str, rows: Iterator[tuple[int, 
 def parquet_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .parquet file. Each cell of one column is a document.
+    """Stream a .parquet file. Each cell of one column is a document: a string or a chat.
 
-    Cells with null or an empty text are left out.
+    The column is the one named `field`. If `field` is None, it is the first of `text`, `messages`
+    and `conversations` that the file has. Cells with null or an empty text are left out.
 
-    Raises GptcliError if pyarrow is missing or the file is damaged, and NoSuchFieldError if the
-    file lacks the column."""
+    Raises GptcliError if pyarrow is missing, the file is damaged, or a cell is neither a string nor
+    a chat. Raises NoSuchFieldError if the file lacks the column."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -422,7 +462,7 @@ def parquet_pieces(
                     row += 1
                     if value is not None:
                         where = f"{shown(path)}: row {row}"
-                        yield from _cut(text_of({name: value}, name, where, _ROW_EXAMPLE))
+                        yield from _cut(text_of({name: value}, name, where, _ROW))
                 advance(row * size // rows - done)
                 done = row * size // rows
         except (pyarrow.ArrowException, OSError) as error:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 POOL_BLOCKS = 16
-"""The number of blocks whose windows are shuffled together. In a mixture, each text gets an equal
-part of this number, but at least 2 blocks."""
+"""The number of blocks in a pool, whose windows are shuffled together. In a mixture, the pool of
+each text has an equal part of this number, but at least 2 blocks."""
 
 
 class OpenedShards:
@@ -34,8 +34,8 @@ class OpenedShards:
     def __init__(self, data: DataConfig) -> None:
         """Raises GptcliError if the shards cannot be read, or cannot be used as `data` says.
 
-        They cannot be used, for example, if their tokenizers are different, or if `data` names the
-        same tokens two times."""
+        The shards cannot be used, for example, if their tokenizers are different, or if `data`
+        names the same tokens two times."""
         names = [*data.sources, *data.val_sources]
         if other := [name for name in names if not is_shard_folder(name)]:
             raise GptcliError(
@@ -46,7 +46,7 @@ class OpenedShards:
         if data.val_split == "documents":
             raise GptcliError(
                 "data.val_split: documents does not work with token shards",
-                "leave it at auto, or name shards for validation with data.val_source",
+                "leave it at auto; data.val_source can name shards for validation",
             )
         self.data = data
         self.folders: list[tuple[ShardFolder, ShardIndex]] = []
@@ -73,7 +73,7 @@ class OpenedShards:
             training = len(self.data.sources)
             if before < training <= number:
                 raise GptcliError(
-                    f"{folder.name} is the validation text, and data.source names it too",
+                    f"{folder.name} is the validation text, and data.source has its tokens, too",
                     "name other shards with data.val_source; the loss on training text says "
                     "nothing about new text",
                 )
@@ -96,7 +96,9 @@ class OpenedShards:
         return self.folders[0][1].tokenizer
 
     def read_tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the tokens. Raises GptcliError if its file is damaged."""
+        """The tokenizer that made the tokens.
+
+        Raises GptcliError if tokenizer.json is damaged or is another tokenizer."""
         return read_tokenizer(*self.folders[0])
 
     @property
@@ -156,6 +158,7 @@ def refuse_shards(data: DataConfig) -> None:
 
 
 def names_shards(names: Sequence[str]) -> bool:
-    """Whether one of the `names` in data.source or data.val_source is a folder or URL of token
-    shards."""
+    """Whether one of the `names` in data.source or data.val_source means token shards.
+
+    Raises GptcliError for a folder of shards without an index."""
     return any(is_shard_folder(name) for name in names)

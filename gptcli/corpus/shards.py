@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 INDEX = "tokens.json"
 FIRST_SHARD = "tokens-00000.bin"
 BLOCK_TOKENS = 1 << 21
-"""The number of tokens in a block. As uint16, they have 4 MiB. The last block of a shard can have
-fewer. gptcli refuses shards with another number of tokens in a block."""
+"""The number of tokens in a block: 4 MiB of uint16. The last block of a shard can have fewer.
+gptcli refuses shards that were written with another number of tokens in a block."""
 
 FORMAT = 1
 _MOST_INDEX = 1 << 28  # bytes; the index of a terabyte of uint16 tokens has 4 MB
@@ -114,7 +114,7 @@ class ShardFolder:
     def read_small(self, file: str, most: int) -> bytes:
         """The content of a file.
 
-        Raises GptcliError if it has more than `most` bytes or is unreadable."""
+        Raises GptcliError if the file has more than `most` bytes or is unreadable."""
         if self._remote is not None:
             return self._remote.read_small(file, most)
         try:
@@ -227,7 +227,7 @@ class Blocks:
     def get(self, number: int) -> Tokens:
         """The tokens of block `number`, read-only.
 
-        Raises GptcliError if it is damaged or unreadable."""
+        Raises GptcliError if the block is damaged or unreadable."""
         while True:
             ready = self._ready.get(number)
             if ready is not None:
@@ -366,7 +366,9 @@ def read_index(folder: ShardFolder) -> ShardIndex:
 
 
 def read_tokenizer(folder: ShardFolder, index: ShardIndex) -> Tokenizer:
-    """The tokenizer that made the tokens. Raises GptcliError if its file is damaged."""
+    """The tokenizer that made the tokens.
+
+    Raises GptcliError if tokenizer.json is damaged or is another tokenizer."""
     from gptcli.tokenization import load_tokenizer
 
     content = folder.read_small("tokenizer.json", _MOST_TOKENIZER)

@@ -99,7 +99,10 @@ class Source:
 
     @property
     def one_document(self) -> bool:
-        """Whether the text is certainly one document: a single file of plain text."""
+        """Whether the text is certainly one document.
+
+        This is so for a single file of plain text in UTF-8, without a validation text, that is not
+        split at lines or at `<|endoftext|>`."""
         return len(self.files) == 1 and self.files[0].format == Format("text") and self.val is None
 
     def pieces(
@@ -126,8 +129,8 @@ class Source:
         """The first characters of the text, and an estimate of how many characters it has in all.
 
         The estimate is the number of characters found, times the size of all files, divided by the
-        number of bytes read. So it is also good for compressed files and for records with several
-        fields."""
+        number of bytes read. So the estimate is also good for compressed files and for records with
+        several fields. If all files were read, the number of characters is exact."""
         parts: list[str] = []
         read = read_as = found = 0  # the first `read` bytes decode to `read_as` characters
 
@@ -163,12 +166,13 @@ def find_source(data: DataConfig | str, progress: Progress | None = None) -> Sou
     and in its subfolders are used, sorted by the parts of their paths, so that the order is the
     same on every system. These are left out: hidden files and folders, links to folders, run
     folders, caches, backups of editors, binary files, and files whose records lack data.field. If
-    data.skip_undecodable is true, files that are not text in their encoding are left out, too. The
-    notes name what was left out, except hidden files.
+    data.skip_undecodable is true, files that are not text in their encoding are left out, too. A
+    file that is named twice is used once, for validation if data.val_source names it. The notes say
+    what was left out, except hidden files.
 
-    Raises GptcliError if a text does not exist, or if all its files are left out. A text that
-    is a single file must be readable and not empty. If data.skip_undecodable is false, this file
-    must also be text in its encoding."""
+    Raises GptcliError if a text does not exist, if a folder has no usable files, or if no file is
+    left for training. A text that is a single file must be readable and not empty. If
+    data.skip_undecodable is false, this file must also be text in its encoding."""
     data = section_of(data)
     progress = progress or Progress(False)
     val = None
@@ -346,7 +350,7 @@ def _survey_folder(folder: Path, progress: Progress, survey: _Survey) -> list[So
             except BinaryFileError as error:
                 binary.append(f"{name} (UTF-16)" if "is UTF-16" in error.message else name)
             except NoSuchFieldError:
-                why = f"they have no field `{survey.data.field}`"
+                why = f"no field `{survey.data.field}`"
                 survey.left_out.setdefault(why, []).append(name)
             except UndecodableError:
                 survey.left_out.setdefault(_not_text(survey.data), []).append(name)
@@ -365,7 +369,7 @@ def _survey_folder(folder: Path, progress: Progress, survey: _Survey) -> list[So
 
 def _why_no_text(files: int) -> str:
     if files == 0:
-        return "it has no files, except hidden ones"
+        return "it has no files, except hidden or left-out ones"
     its = "its only file is" if files == 1 else f"its {files} files are"
     return f"{its} binary, empty or left out"
 
@@ -501,7 +505,8 @@ def _hashed(
 ) -> tuple[tuple[Path, tuple[int, int], str], bool]:
     """Path, signature and SHA-256 of a file, and whether `|endoftext|` is in it.
 
-    Raises BinaryFileError if the file looks binary, unless `binary` is true."""
+    Raises BinaryFileError if the file looks binary, unless `binary` is true. Raises GptcliError if
+    the file is a git-lfs pointer."""
     digest = hashlib.sha256()
     offset = 0
     marked = False
@@ -522,6 +527,6 @@ def _hashed(
                 end = chunk[1 - len(_MARK) :]
             offset += len(chunk)
             advance(len(chunk))
-    # The signature was read before the hashing. If the file grew since then, `SourceFile.pieces`
-    # finds another signature, and refuses the file.
+    # The signature was read before the hashing. If the file has changed since then,
+    # `SourceFile.pieces` finds another signature, and refuses the file.
     return (path, before, digest.hexdigest()), marked

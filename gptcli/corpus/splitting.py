@@ -27,7 +27,9 @@ Split: TypeAlias = tuple[TokenStore, TokenStore | None, Literal["tail", "documen
 
 
 def split_text(name: str, entry: Entry, data: DataConfig, block_size: int) -> Split:
-    """Split a text that is not a mixture. Raises GptcliError if the text is too short."""
+    """Split a text that is not a mixture.
+
+    Raises GptcliError if the text, or the user's own validation text, is too short."""
     tokens, total = entry.tokens, len(entry.tokens)
     if data.val_source is not None:
         begin = int(entry.starts[entry.train_documents])
@@ -47,7 +49,8 @@ def split_mixture(entry: Entry, data: DataConfig, block_size: int) -> Split:
     """Split each text of a mixture as if it were alone.
 
     If the user named a validation text, it is used for the whole mixture, and the texts are not
-    split. Raises GptcliError with the name of the text if a text is too short."""
+    split. The third value is "documents" if at least one text was split by documents. Raises
+    GptcliError with the name of the text if a text is too short."""
     assert data.shares is not None
     tokens, total = entry.tokens, len(entry.tokens)
     documents = [*entry.texts, entry.train_documents]

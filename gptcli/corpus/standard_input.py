@@ -25,7 +25,9 @@ KEPT_NAMES = ("text.txt", "text.jsonl", "text.json", "text.csv", "text.parquet")
 """The names that the file with the text from standard input can have in a run folder."""
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "lzma"}  # first bytes -> module
-_STRINGS = 1000  # this many lines must be JSON strings: a quote can also begin a plain text
+# The first lines of a .jsonl of strings, up to this many, must all be JSON strings, because a quote
+# can also begin a plain text.
+_STRINGS = 1000
 
 _kept: list[Path] = []  # the path of the temporary file, after standard input was read
 
@@ -34,9 +36,9 @@ def standard_input(field: str | None = None) -> Path:
     """The path of a temporary file with everything from standard input.
 
     Standard input is read in the first call. Compressed input (.gz, .bz2 or .xz) is decompressed.
-    The suffix of the file's name tells the format of the content. The content counts as .csv
-    only if its first line has the column `field`. Raises GptcliError if there is no standard input,
-    or if it is empty or cannot be kept."""
+    The suffix of the file's name tells the format of the content. The content counts as .csv only
+    if `field` is given and the first line has a column with this name. Raises GptcliError if there
+    is no standard input, or if it is empty or cannot be kept."""
     if not _kept:
         _kept.append(_read(field))
         show_as(_kept[0], STANDARD_INPUT)
@@ -118,7 +120,7 @@ def _are_strings(path: Path) -> bool:
 
 
 def _is_list(path: Path) -> bool:
-    """Whether a file is a JSON list of objects or strings, according to its first entries."""
+    """Whether a file is a JSON list of objects or strings, judged by its first _STRINGS entries."""
     try:
         for _, entry in islice(json_entries(path, encoding="latin-1"), _STRINGS):
             if not isinstance(entry, str):

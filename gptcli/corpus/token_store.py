@@ -33,7 +33,7 @@ Shard: TypeAlias = "Tokens | LazyTokens"
 """The tokens of a shard: in memory, memory-mapped, or read block by block."""
 
 SHARD_TOKENS = 1 << 26
-"""Tokens per shard: 128 MiB of uint16."""
+"""The largest number of tokens in a shard: 128 MiB of uint16."""
 
 _CHUNK_TOKENS = 1 << 20
 
@@ -80,7 +80,7 @@ class TokenStore:
         return self._length
 
     def read(self, start: int, count: int) -> Tokens:
-        """`count` tokens of the store, the first at position `start`: uint16 or uint32 (count,).
+        """The `count` tokens of the store from position `start` on: (count,), of the shards' dtype.
 
         The store must have at least `start` + `count` tokens. If the tokens are in one piece of one
         shard, the result is a view of the shard, so do not write to it."""
@@ -97,9 +97,9 @@ class TokenStore:
         return _joined(parts)
 
     def _read_shards(self, first: int, count: int) -> Tokens:
-        """`count` tokens from position `first` on. Positions count the tokens of all shards.
+        """`count` tokens from position `first` on.
 
-        Some of the tokens may be outside this store."""
+        Positions count the tokens of all shards, also those that are outside this store."""
         parts: list[Tokens] = []
         at = bisect_right(self._shard_ends, first)
         while at < len(self._shards):
@@ -120,8 +120,9 @@ class TokenStore:
         return found
 
     def parts(self, ranges: Sequence[tuple[int, int]] | Tokens) -> TokenStore:
-        """The tokens in several ranges [start, stop) of this store, as a new store with the same
-        shards."""
+        """The tokens in several ranges [start, stop) of this store, as a new store.
+
+        The new store has the same shards."""
         wanted = np.array(ranges, dtype=np.int64).reshape(-1, 2)
         if self._first is not None:
             return TokenStore(self._shards, wanted + self._first)

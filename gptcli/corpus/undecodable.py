@@ -69,7 +69,7 @@ def undecodable_files(
         return None
     if len(problems) > _MOST_NAMED:
         more = len(problems) - _MOST_NAMED
-        problems[_MOST_NAMED:] = [(f"and {more} more files that are not UTF-8", problems[0][1])]
+        problems[_MOST_NAMED:] = [(f"and {more} more files that cannot be decoded", problems[0][1])]
     return UndecodableFilesError(problems)
 
 
@@ -171,7 +171,7 @@ def looks_like(data: bytes) -> str | None:
 
 
 def _is_western(data: bytes) -> bool:
-    """Whether bytes are Windows-1252 (or Latin-1): ASCII and the letters of Western Europe.
+    """Whether bytes seem to be Windows-1252 (or Latin-1): ASCII and letters of Western Europe.
 
     charset-normalizer mistakes French and German for cp1250, which has most of these letters,
     too."""

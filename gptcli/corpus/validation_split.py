@@ -30,8 +30,8 @@ def check_split(name: str, tokens: int, val_fraction: float, block_size: int) ->
 
     `tokens` is the number of all tokens of the text `name`. Training needs block_size + 1 tokens:
     a window and the token after it. Validation needs 2 tokens, or none if val_fraction is 0.
-    Raises GptcliError if one of the two splits is too short. The hint of the error proposes values
-    with which both are long enough."""
+    Raises GptcliError if one of the two splits is too short. The hint of the error proposes other
+    values, if any can help, and a longer text."""
     train = train_tokens(tokens, val_fraction)
     validation = tokens - train
     if train < block_size + 1:
@@ -51,7 +51,7 @@ def check_split(name: str, tokens: int, val_fraction: float, block_size: int) ->
 
 
 def check_validation(names: list[str], tokens: int) -> None:
-    """Raise GptcliError if the user's own validation text has too few tokens."""
+    """Raise GptcliError if the texts `names` of data.val_source have too few tokens."""
     if tokens < LEAST_VALIDATION:
         raise GptcliError(
             f"the validation text {', '.join(names)} is too short: it has {_tokens(tokens)}, and "
@@ -69,9 +69,9 @@ def split_documents(
 
     `starts` has the position at which each document begins, in rising order. Of each long
     document, the end is for validation: val_fraction of its tokens. A document is long if it has
-    more tokens than a twentieth of all validation tokens. The short documents are put into a fixed
-    random order. The first of them are for validation, until they have about val_fraction of the
-    tokens of all short documents. If the text is one document, its end is for validation."""
+    more tokens than a twentieth of all validation tokens, and if its end has at least 2 tokens. The
+    short documents are put into a fixed random order. The first of them are for validation, until
+    they have about val_fraction of the tokens of all short documents."""
     starts = np.asarray(starts, dtype=np.int64)
     stops = np.append(starts[1:], tokens).astype(np.int64)
     lengths = stops - starts
@@ -111,15 +111,15 @@ def unlike_note(
 
 
 def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[float, float, float]:
-    """How far three samples of a text are from the remaining text, in nats per token.
+    """How far three samples of a text are from the training text, in nats per token.
 
-    The first sample is from the validation tokens. The second is from one part of the training
-    tokens. Each part gives such a sample, and the median of their distances is returned. The third
-    sample is spread over all training tokens. The distance is the relative entropy between the
-    token frequencies of a sample and those of the remaining text. All samples have the same number
-    of tokens, because a smaller sample has a larger distance. In a sorted text, all parts are far
-    from each other, and only the third sample is near. All distances are 0 if the text is too short
-    to compare."""
+    The first sample is from the validation tokens. The second is from one of nine parts of the
+    training tokens. Each part gives such a sample, and the median of their distances is returned.
+    The third sample is spread over all training tokens. The distance is the relative entropy
+    between the token frequencies of a sample and those of samples from eight other parts. All
+    samples have the same number of tokens, because a smaller sample has a larger distance. In a
+    sorted text, all parts are far from each other, and only the third sample is near. All distances
+    are 0 if the text is too short to compare."""
     each = min(_SAMPLE, len(val), len(train) // _PARTS)
     if each < _LEAST_SAMPLE:
         return 0.0, 0.0, 0.0
@@ -130,7 +130,7 @@ def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[floa
     whole = parts.sum(axis=0)
     there = _counts(val, 0, len(val), each, vocab_size)
     spread = _counts(train, 0, len(train), each, vocab_size, places=128)
-    # A part is compared with the other 8 parts. So these two samples are compared with 8 too.
+    # A part is compared with the other 8 parts. So these two samples are compared with 8 parts.
     return (
         _relative_entropy(there, whole - parts[-1]),
         float(np.median([_relative_entropy(part, whole - part) for part in parts])),
@@ -184,7 +184,7 @@ def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Ranges:
 
 
 def _shuffled(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Turns each of `numbers` into a pseudo-random number, by SplitMix64.
+    """Turn each of `numbers` into a pseudo-random number, by SplitMix64.
 
     The result is the same on every machine."""
     z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)

@@ -222,7 +222,7 @@ class _LeadingPasses(TorchPasses):
             return passes.gradients(step, seed, scale)
 
     def publish(self) -> None:
-        """Round the master weights into the model's weights."""
+        """Round the master weights into the model's weights. With FSDP, free gathered weights."""
         self.alone.publish()
 
     def evaluate(

@@ -3,8 +3,8 @@
 The subclasses of RankPasses combine the gradients: DdpPasses here, FsdpPasses in fsdp.py. PyTorch's
 DistributedDataParallel (DDP) averages gradients while the backward pass still runs. It does this
 once in a step, in the last micro-batch; earlier micro-batches only add their gradients. If the
-passes use a shorter dtype than float32, the master weights get the gradients in float32: the
-micro-batches add to them, and in the last micro-batch a hook of DDP averages them.
+passes use a shorter dtype than float32, the sums of the gradients are kept in float32, as the
+gradients of the master weights. In the last micro-batch, a hook of DDP averages these sums.
 """
 
 from __future__ import annotations

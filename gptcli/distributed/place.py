@@ -1,4 +1,4 @@
-"""Says which rank this process is, from environment variables of torchrun. Imports no torch."""
+"""Says which rank this process is, and writes notes for the launcher. Imports no torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class Place:
 
 
 def place() -> Place | None:
-    """The place of this process among the ranks; None if it is the only process."""
+    """The place of this process among the ranks; None if it is the only process.
+
+    Reads the environment variables that torchrun sets."""
     try:
         found = Place(
             int(os.environ["RANK"]),
@@ -65,7 +67,9 @@ def leave_word(name: str, text: str) -> None:
 
 
 def word_of(name: str, folder: str | None = None) -> str | None:
-    """The text of the note `name`; None if there is no such note."""
+    """The text of the note `name`; None if there is no such note.
+
+    If `folder` is None, the note is in the folder that LAUNCH_FOLDER names."""
     folder = folder or os.environ.get(LAUNCH_FOLDER)
     try:
         return Path(folder, name).read_text(encoding="utf-8") if folder is not None else None

@@ -1,7 +1,7 @@
 """Predicts how a config would train on N GPUs: memory, traffic, time, failures; for `gptcli plan`.
 
-Everything is arithmetic on a few stated numbers (docs/scaling.md shows it). `gptcli plan` measures
-nothing. Its predictions were compared with measurements on one CPU. This CPU is `zen4` in the table
+Everything is arithmetic on a few stated numbers; docs/scaling.md shows the arithmetic. Nothing is
+measured. The predictions were compared with measurements on one CPU, which is `zen4` in the table
 GPUS.
 
 Letters: P parameters, N ranks, M machines with n ranks each, S bytes.
@@ -55,9 +55,8 @@ GPUS = {
     "a100": Gpu("A100 80 GB SXM", 312e12, 80e9, 300e9, 25e9),
     "h100": Gpu("H100 SXM", 989.4e12, 80e9, 450e9, 50e9),
     "h200": Gpu("H200 SXM", 989.4e12, 141e9, 450e9, 50e9),
-    # These numbers are measured. `peak` (products in bfloat16) and `share` (training in one
-    # process) are in benchmarks/RESULTS.md. `inside` and `between` are the speed of an all-reduce
-    # between two processes over Gloo.
+    # `peak` (products in bfloat16), `share` (training in one process), `inside` and `between` (an
+    # all-reduce of two processes over Gloo) are measured: docs/scaling.md has the sources.
     "zen4": Gpu(
         "cores of an EPYC Zen 4 (two of them)",
         peak=219e9,
@@ -156,7 +155,7 @@ def _traffic(
 
     A machine has n GPUs. For an all-reduce of S bytes, a GPU sends 2 S (n - 1) / n bytes inside its
     machine. Between M machines, it all-reduces only S / n bytes, so it sends 2 S / n * (M - 1) / M
-    bytes. If it only gathers or only scatters, it sends half as many bytes."""
+    bytes. To gather or to scatter S bytes, it sends half as many bytes."""
     near, far = (n - 1) / n, (machines - 1) / machines / n
     if parallel == "ddp":
         size = 2 * 4.0 * parameters  # float32 gradients are all-reduced once

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class Leader:
-    """A context manager for rank 0. When it exits, the other ranks end with rank 0's exit code."""
+    """A context manager for rank 0. When rank 0 leaves it, the other ranks end, too.
+
+    They end with rank 0's exit code. But if a rank is gone, or if rank 0 fails while it carries out
+    an order, they notice the closed connection, and end with the exit code of a LostError."""
 
     def __init__(self, place: Place) -> None:
         from gptcli.distributed.team import Team
@@ -75,7 +78,7 @@ class Leader:
         state = self._state
         if isinstance(error, LostError) or (state is not None and state.is_busy):
             self._team.watch.end()
-            return  # the other ranks notice the closed connection themselves
+            return  # the other ranks notice the closed connection
         code = exit_code(error)
         leave_word("ended", str(code))
         with suppress(LostError):
@@ -166,7 +169,7 @@ def use_own_gpu(place: Place) -> None:
 
 
 def exit_code(error: BaseException | None) -> int:
-    """The exit code of a command that ends with an error, as in gptcli.cli."""
+    """The exit code of a command that ends with `error`, as in gptcli.cli; 0 if it is None."""
     if error is None:
         return 0
     if isinstance(error, SystemExit):
@@ -179,8 +182,9 @@ def exit_code(error: BaseException | None) -> int:
 def run_to_continue(out: Path | None) -> Path | None:
     """The run to resume after a rank died and all ranks were restarted.
 
-    None at the first start, and for a run that has no config.yaml yet. `out` is the folder that the
-    command line names."""
+    This is the run that the leader noted before the restart. If there is no note, it is `out`, the
+    folder that the command line names. Returns None at the first start, and for a run that has no
+    config.yaml yet."""
     if not was_restarted():
         return None
     known = word_of("run")

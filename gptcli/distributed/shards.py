@@ -1,4 +1,4 @@
-"""Sharded checkpoints of FSDP: each rank writes its rows to the disk, and rank 0 joins them.
+"""Sharded checkpoints of FSDP: each rank writes its rows to the disk, and rank 0 the index.
 
     leader                                              every other rank
     ------                                              ----------------
@@ -43,8 +43,8 @@ from gptcli.training.weight_averages import to_checkpoint
 if TYPE_CHECKING:
     from gptcli.training.master_weights import MasterWeights
 
-_MESSAGE_BYTES = 4096
-_LONGEST_REASON = 500  # characters of an error; in JSON, each character can take six bytes
+_MESSAGE_BYTES = 8192
+_LONGEST_REASON = 500  # characters of an error; in JSON, each character can take twelve bytes
 
 Rows = tuple[dict[str, Tensor], dict[str, Tensor]]
 """This rank's rows of the weights, and of the optimizer's state."""
@@ -53,8 +53,9 @@ Rows = tuple[dict[str, Tensor], dict[str, Tensor]]
 class ShardGroup:
     """The messages between the ranks during a save, on separate connections.
 
-    A thread can use the object while the main thread trains. Every rank must call the same methods
-    in the same order. The methods raise LostError if another rank is gone."""
+    A thread can use the object while the main thread trains. When the leader calls `announce`, all
+    other ranks must call `hear`. All ranks must call `report`. The methods raise LostError if
+    another rank is gone."""
 
     def __init__(self, place: Place) -> None:
         with peers_needed():
@@ -121,7 +122,7 @@ class ShardWriter:
     def write(self, folder: Path, rows: Rows) -> dict[str, Any]:
         """Write this rank's shards, and return their part of the index.
 
-        If this fails, return the reason as `error`, and the free space as `free`."""
+        If a write fails, return the reason as `error`, and the free space as `free`."""
         try:
             files = {}
             for part, tensors in zip(PARTS, rows, strict=True):
@@ -132,7 +133,7 @@ class ShardWriter:
             reason = (error.strerror if isinstance(error, OSError) else None) or repr(error)
             return {"error": reason[:_LONGEST_REASON], "free": durable.free_space(folder)}
 
-    # ---- the others --------------------------------------------------------------------------
+    # ---- the other ranks ---------------------------------------------------------------------
 
     def follow(self, *, background: bool) -> None:
         """Take part in a save that the leader has ordered. If `background`, write in a thread."""
@@ -164,7 +165,8 @@ class ShardWriter:
 class LeaderShards:
     """The leader's TensorFiles, with which all ranks together write a sharded checkpoint.
 
-    The function `order` tells the other ranks to take part. It runs once, in the main thread."""
+    The function `order` tells the other ranks to take part. It is called once, in the main thread,
+    with True if the other ranks are to write in a thread."""
 
     def __init__(self, writer: ShardWriter, order: Callable[[bool], None]) -> None:
         self._writer, self._order = writer, order
@@ -177,7 +179,9 @@ class LeaderShards:
         return sum(bytes_of(part) for part in self._rows)
 
     def copied(self) -> LeaderShards:
-        """The same files, but every rank writes copies of its rows."""
+        """Order the save, and copy the leader's rows, so that a thread can call `write`.
+
+        Returns this object."""
         self._order_once(background=True)
         self._rows = copies_of(self._rows[0]), copies_of(self._rows[1])
         return self

@@ -24,7 +24,7 @@ class Share:
 
     ranks: int
     count: int
-    """The number of forward passes of a rank in a step."""
+    """The number of forward passes that a rank computes in a step."""
     rows: int
     """The number of sequences in a forward pass."""
     splits: bool
@@ -35,7 +35,8 @@ class Share:
         """The share of a rank.
 
         Raises GptcliError if the ranks cannot share a step evenly; the hint names the nearest sizes
-        with which they can. Several ranks that would train low-rank adapters are an error, too."""
+        with which they can. Also raises GptcliError if several ranks would train low-rank
+        adapters."""
         if train.lora is not None and ranks > 1:
             raise GptcliError(
                 "train.lora works in one process: several processes would send each other the "

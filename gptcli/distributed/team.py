@@ -61,7 +61,7 @@ def peers_needed() -> Iterator[None]:
 
 
 class Team:
-    """The connected ranks. Every rank must call the same methods in the same order."""
+    """The connected ranks. Every rank must call the same collectives in the same order."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -92,14 +92,17 @@ class Team:
     # ---- before the first step ---------------------------------------------------------------
 
     def announce(self, words: dict[str, Any]) -> None:
-        """Send the leader's first message, which says all that other ranks need to take part."""
+        """Send the leader's first message to the other ranks.
+
+        It says all that they need to take part, or only the exit code with which they must end."""
         with peers_needed():
             self._store.set("begin", json.dumps(words))
 
     def await_announcement(self) -> dict[str, Any]:
-        """Wait until the leader has prepared the text, and return the leader's first message.
+        """Wait for the leader's first message, and return it.
 
-        Ends with exit code 130 if this process is asked to stop during the wait."""
+        The leader sends the message after it has prepared the text, or when it ends. Raises
+        SystemExit(130) if this process is asked to stop during the wait."""
         while True:
             with peers_needed():
                 if self._store.check(["begin"]):

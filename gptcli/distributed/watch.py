@@ -24,8 +24,7 @@ _BEAT = 1.0  # seconds
 
 
 class Watch:
-    """The progress of this rank, and a thread that compares it with the progress of the other
-    ranks.
+    """The progress of this rank, and a thread that compares it with that of the other ranks.
 
     The thread has its own connection to the store, because the main thread can be waiting in a
     call."""
@@ -73,7 +72,7 @@ class Watch:
                     self._report(store)
 
     def _report(self, store: Store) -> None:
-        """End this process. Before that, print which rank hangs if no other rank has printed it.
+        """End this process. If no other rank has done so, first print which ranks hang.
 
         Does nothing if this rank has gone on, or if every rank still writes its count and all
         counts are equal."""

@@ -1,2 +1,1 @@
-"""Experiments that train and compare several runs: seeds, sweeps and scaling. Decides whether a
-difference is more than noise."""
+"""Trains and compares several runs (seeds, sweeps, scaling), and tells differences from noise."""

@@ -13,6 +13,7 @@ from gptcli.experiments.intervals import mean_and_interval
 from gptcli.experiments.trials import Trial, is_finished
 from gptcli.pages.run_data import RunData, flat, read_run
 from gptcli.training import run_folder
+from gptcli.training.run_commands import base_of
 
 _MACHINE = ("run.", "data.source", "train.seed")
 """Prefixes of the settings that a comparison of configs leaves out."""
@@ -35,7 +36,9 @@ class Arm:
         return {seed: run.best.val_loss for seed, run in self.runs.items() if run.best}
 
     def mean_and_interval(self) -> tuple[float | None, tuple[float, float] | None]:
-        """The mean of `losses()` and its 95 % interval. The mean is None if there are no losses."""
+        """The mean of `losses()` and its 95 % interval.
+
+        The mean is None if there are no losses. The interval is None for fewer than two losses."""
         losses = list(self.losses().values())
         return mean_and_interval(losses) if losses else (None, None)
 
@@ -61,7 +64,7 @@ class Arm:
         return self.first.best
 
     def settings(self) -> dict[str, Any]:
-        """The config by dotted key, without text, seed and machine."""
+        """The config by dotted key, without the text, the seed and the section `run`."""
         found = flat(self.first.config.model_dump())
         return {key: v for key, v in found.items() if not key.startswith(_MACHINE)}
 
@@ -87,7 +90,7 @@ def why_not_comparable(arms: list[Arm]) -> str | None:
         return "the texts differ, so the losses cannot be compared"
     missing = [arm.name for arm in arms if not arm.losses()]
     if missing:
-        return f"{', '.join(missing)} has no evaluation, so its loss cannot be compared"
+        return f"the losses cannot be compared: there is no evaluation in {', '.join(missing)}"
     return None
 
 
@@ -119,9 +122,11 @@ def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
     """For each seed: `path` if this run is finished and has the seed, else a Trial.
 
     The Trial trains the config of `path` with this seed, in the folder NAME-seeds/SEED beside
-    `path`. NAME is the name of the run folder `path`. Raises GptcliError if a run in such a folder
-    has another config."""
+    `path`. NAME is the name of the run folder `path`. If the run is a fine-tune, the Trial starts
+    from the same weights. Raises GptcliError if a run in such a folder has another config, or
+    started from other weights."""
     config = run_folder.read_config(path)
+    base = base_of(run_folder.read_status(path))
     found: dict[int, Trial | Path] = {}
     for seed in seeds:
         if seed == config.train.seed and is_finished(path):
@@ -135,19 +140,27 @@ def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
             folder,
             str(path / "config.yaml"),
             [f"train.seed={seed}"],
+            from_run=base,
         )
     return found
 
 
 def _refuse_other_config(run: Path, folder: Path) -> None:
-    """Raise GptcliError if `folder`, a run of an earlier comparison, has another config than
-    `run`."""
+    """Raise GptcliError if the configs or the first weights of `run` and `folder` differ.
+
+    `folder` is a run of an earlier comparison. The number of steps may differ."""
     now, then = (
         {key: v for key, v in flat(run_folder.read_config(one).model_dump()).items()
          if not key.startswith(_MACHINE)}
         for one in (run, folder)
     )  # fmt: skip
     odd = [key for key in now if now[key] != then.get(key) and key != "train.max_steps"]
+    bases = {base_of(run_folder.read_status(one)) for one in (run, folder)}
+    if len(bases) > 1 and not odd:
+        raise GptcliError(
+            f"{folder} did not start from the same weights as {run} (`train --from`)",
+            f"delete or rename {folder.parent}, and run the command again",
+        )
     if odd:
         raise GptcliError(
             f"{folder} was trained with another config than {run}: {', '.join(odd[:3])}",

@@ -41,7 +41,7 @@ def grid_of(words: Sequence[str]) -> tuple[list[Point], list[str]]:
             shared.append(word)
         elif len(set(values)) < len(values) or not all(values):
             raise GptcliError(
-                f"`{word}` has an empty value, or the same value twice", "give each once"
+                f"`{word}` has an empty value, or the same value twice", "give each value once"
             )
         elif key in (known for known, _ in swept):
             raise GptcliError(f"`{key}` is given twice", "put all its values into one list")

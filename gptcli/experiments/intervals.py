@@ -19,15 +19,19 @@ _T_975 = (
 
 
 def t_975(degrees: float) -> float:
-    """The 97.5 % quantile of Student's t. Rounds the degrees of freedom down. Uses 30 degrees if
-    there are more, and 1 if there are fewer."""
+    """The 97.5 % quantile of Student's t distribution.
+
+    Rounds the degrees of freedom down. Uses 30 degrees if there are more, and 1 if there are
+    fewer."""
     return _T_975[max(1, min(len(_T_975), math.floor(degrees))) - 1]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean loss of b minus the mean loss of a. `interval` is the 95 % interval, or None if a or
-    b has only one run. `seeds` is the number of runs of a, or of b if b has fewer."""
+    """The mean loss of b minus the mean loss of a.
+
+    `interval` is the 95 % interval, or None if a or b has only one run. `seeds` is the number of
+    runs of a, or of b if b has fewer."""
 
     difference: float
     interval: tuple[float, float] | None
@@ -46,7 +50,7 @@ def difference_of(a: dict[int, float], b: dict[int, float]) -> Difference:
     """The mean difference `b` - `a` with its interval. Each dict has the loss of each seed.
 
     If both dicts have the same seeds, `paired` is true, and the result is the mean of the seeds'
-    differences. Runs with the same seed read the same batches, so chance that affects both runs
+    differences. Two runs with the same seed read the same batches, so chance that affects both runs
     cancels out."""
     if set(a) == set(b):
         pairs = [b[seed] - a[seed] for seed in sorted(a)]
@@ -76,8 +80,7 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, tuple[float, floa
 
 
 def verdict(a: str, b: str, found: Difference) -> str:
-    """A sentence that says which config is better, by how much, and whether this is more than
-    noise."""
+    """A sentence that says which config is better, and whether this is more than noise."""
     better, worse = (b, a) if found.difference < 0 else (a, b)
     size = abs(found.difference)
     if found.interval is None:

@@ -56,8 +56,9 @@ def larger_in(folder: Path) -> Rung:
 
 
 def trial_of(rung: Rung, text: str, steps: int, overrides: Sequence[str]) -> Trial:
-    """The trial that trains a rung for `steps` steps, of 1,024 tokens by default, and evaluates it
-    at the end."""
+    """The trial that trains a rung for `steps` steps, and evaluates it at the end.
+
+    A step has 1,024 tokens, unless `overrides` change this."""
     config: dict[str, Any] = {
         "data": {"source": text},
         "tokenizer": {"kind": "char"},

@@ -27,8 +27,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """The law `loss = floor + scale * size^-exponent`. `residual` says how far the points are from
-    its curve, in nats."""
+    """The law `loss = floor + scale * size^-exponent`, fitted to `points` networks.
+
+    `residual` says how far their losses are from the curve, in nats."""
 
     floor: float
     scale: float

@@ -19,19 +19,24 @@ ENDED = ("done", "target", "patience")
 
 @dataclass(frozen=True)
 class Trial:
-    """A run to train: its folder, its config, its overrides, and its time limit in minutes."""
+    """A run to train: its folder, its config, its overrides, and its time limit in minutes.
+
+    If `from_run` is not None, it is the path of the run from whose weights this run starts."""
 
     name: str
     folder: Path
     config: str | Mapping[str, Any]
     overrides: Sequence[str] = ()
     minutes: float | None = None
+    from_run: str | None = None
 
 
 @dataclass
 class Trained:
-    """How many runs an experiment trained, how many were already finished, and the names of the
-    runs that diverged."""
+    """What an experiment did with its runs.
+
+    `trained` is how many runs it trained, `found` is how many were already finished, and `failed`
+    has the names of the runs that diverged."""
 
     trained: int = 0
     found: int = 0
@@ -48,7 +53,7 @@ def train_all(trials: Sequence[Trial], say: Callable[[str], None]) -> Trained:
 
     An interrupted run continues. Ctrl-C saves the current run. To continue it, the user repeats the
     command. A run that diverges counts as failed, and is not trained again. Raises GptcliError if a
-    run cannot start."""
+    run cannot start or cannot go on, for example because the disk is full."""
     done = Trained()
     for number, trial in enumerate(trials, 1):
         if is_finished(trial.folder):
@@ -81,6 +86,7 @@ def _train(trial: Trial, head: str, say: Callable[[str], None]) -> str:
                 list(trial.overrides),
                 out=trial.folder,
                 minutes=trial.minutes,
+                from_run=trial.from_run,
                 overwrite=(trial.folder / "config.yaml").is_file(),
             )
         )

@@ -61,8 +61,8 @@ def open_without_links(name: str | os.PathLike[str], flags: int) -> int:
     """Open a regular file without following links, and return its descriptor.
 
     Use this function as the `opener` of `open()`, for files that are written in place. Raises
-    OSError if `name` is a link, or if the file is in another folder after all links are
-    resolved."""
+    OSError if `name` is a link, a folder, a pipe or a device. If the link leads out of its folder,
+    the error is a LinkOutError. Links among the folders of the path are followed."""
     path = Path(name)
     refuse_link_out(path, path.parent)
     if path.is_symlink():
@@ -73,7 +73,7 @@ def open_without_links(name: str | os.PathLike[str], flags: int) -> int:
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     """Open a regular file and return its descriptor.
 
-    Raises OSError at once for a pipe or a device."""
+    Raises OSError at once for a folder, a pipe or a device."""
     with suppress(FileNotFoundError):  # check first, because opening a device can have effects
         _refuse_irregular(os.stat(path), path)  # noqa: PTH116
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | _BINARY, 0o666)

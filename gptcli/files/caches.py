@@ -14,8 +14,9 @@ from gptcli.files.paths import expanded
 def cache_folder() -> Path:
     """$GPTCLI_CACHE, or `gptcli` in the system's folder for the user's caches.
 
-    gptcli can rebuild everything in this folder. Raises GptcliError if $GPTCLI_CACHE names the home
-    folder of an unknown user."""
+    If the user has no home folder, it is `gptcli` in the system's folder for temporary files.
+    gptcli can rebuild everything in the cache folder. Raises GptcliError if $GPTCLI_CACHE names the
+    home folder of an unknown user."""
     if chosen := os.environ.get("GPTCLI_CACHE"):
         try:
             return expanded(chosen)

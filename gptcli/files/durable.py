@@ -1,7 +1,7 @@
 """Durable writes (temporary file, fsync, atomic rename, fsync of the folder), and folder locks.
 
-A crash at any moment leaves the complete old file or the complete new file. Each write has the same
-four steps:
+If a crash interrupts an atomic write, the complete old file or the complete new file is there
+afterwards. An atomic write has four steps:
 1. Write to a file in the folder of the final file, with a temporary name that begins with a dot.
 2. fsync the file.
 3. Rename it to its final name.
@@ -375,8 +375,9 @@ class LineWriter:
             self._torn = False
 
     def close(self) -> GptcliError | None:
-        """Write the pieces that wait in memory, and close the file. Returns the disk's error if any
-        piece is lost."""
+        """Write the pieces that wait in memory, and close the file.
+
+        Returns the disk's error if any piece is lost."""
         refused = self._catch_up()
         with suppress(OSError):
             self._file.close()

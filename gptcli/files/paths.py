@@ -1,7 +1,7 @@
-"""Expands `~` in paths, quotes paths for a shell, and prints names that are not UTF-8.
+"""Expands `~` in paths, quotes paths for a shell, and escapes names that are not UTF-8.
 
 Python stores a file name that is not UTF-8 as a string with lone surrogates (PEP 383). Such a
-string cannot be encoded, so each byte that is not UTF-8 is printed as an escape: `\\xe9` for the
+string cannot be encoded, so each byte that is not UTF-8 is replaced by an escape: `\\xe9` for the
 byte E9.
 """
 

@@ -53,7 +53,9 @@ def joined(url: str, name: str) -> str:
 
 
 class RemoteFolder:
-    """The folder at a URL. Each method tries up to four times if the network fails."""
+    """The folder at a URL. If the network fails, each method tries up to four times.
+
+    Every method raises GptcliError if it fails."""
 
     def __init__(self, url: str) -> None:
         """Raises GptcliError if the protocol is unknown or its package is missing."""
@@ -76,14 +78,14 @@ class RemoteFolder:
         self._path = str(path).rstrip("/")
 
     def read(self, name: str, start: int, stop: int) -> bytes:
-        """The bytes of a file from `start` up to `stop`, or up to its end. Raises GptcliError."""
+        """The bytes of a file from `start` up to `stop`, or up to its end if this comes first."""
         content: bytes = self._try(
             "read", name, lambda path: self._fs.cat_file(path, start=start, end=stop)
         )
         return content
 
     def read_small(self, name: str, most: int) -> bytes:
-        """The content of a file. Raises GptcliError if the file has more than `most` bytes."""
+        """The content of a file. Also raises GptcliError if it has more than `most` bytes."""
         content = self.read(name, 0, most + 1)
         if len(content) > most:
             raise GptcliError(
@@ -93,7 +95,7 @@ class RemoteFolder:
         return content
 
     def size(self, name: str) -> int | None:
-        """The size of a file in bytes; None if there is no such file. Raises GptcliError."""
+        """The size of a file in bytes; None if there is no such file."""
 
         def found(path: str) -> int | None:
             try:
@@ -104,9 +106,7 @@ class RemoteFolder:
         return self._try("look for", name, found)
 
     def names(self, folder: str = "") -> list[str]:
-        """The names of everything in a folder, sorted; [] if the folder is missing.
-
-        Raises GptcliError."""
+        """The names of everything in a folder, sorted; [] if the folder is missing."""
 
         def found(path: str) -> list[str]:
             try:
@@ -118,21 +118,21 @@ class RemoteFolder:
         return self._try("list", folder, found)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file, or replace the file of this name. Raises GptcliError."""
+        """Write a file, or replace the file of this name."""
 
         self._put(name, lambda path: self._fs.pipe_file(path, content))
 
     def upload(self, source: str, name: str) -> None:
-        """Copy a file of this machine into the folder. Raises GptcliError."""
+        """Copy a file of this machine into the folder."""
 
         self._put(name, lambda path: self._fs.put_file(source, path))
 
     def download(self, name: str, goal: str) -> None:
-        """Copy a file from the folder to this machine. Raises GptcliError."""
+        """Copy a file from the folder to this machine."""
         self._try("read", name, lambda path: self._fs.get_file(path, goal))
 
     def delete(self, folder: str) -> None:
-        """Delete a subfolder with everything in it, if it exists. Raises GptcliError."""
+        """Delete a subfolder with everything in it, if it exists."""
 
         def remove(path: str) -> None:
             if self._fs.exists(path):
@@ -192,8 +192,8 @@ def _protocol(url: str) -> str:
 def reason(error: Exception) -> str:
     """The cause of an error, on one line.
 
-    For an error in _LASTING, returns the system's message, such as "No space left on device". For
-    any other error, returns its type and its message."""
+    If the errno is in _LASTING, returns the system's message, such as "No space left on device".
+    Otherwise, returns the type of the error and its message."""
     if isinstance(error, OSError) and error.strerror and error.errno in _LASTING:
         return error.strerror
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -40,8 +40,9 @@ class ShownStep:
 
 @dataclass(frozen=True)
 class EightSteps:
-    """The eight steps of attention in one head, for one token. `layer`, `head` and `position` are
-    numbered from 0."""
+    """The eight steps of attention in one head, for one token.
+
+    `layer`, `head` and `position` are numbered from 0."""
 
     layer: int
     head: int
@@ -77,11 +78,12 @@ def eight_steps(
     position: int,
     learner: LearnerFile | None = None,
 ) -> EightSteps:
-    """The eight steps for one head and one token. `layer`, `head` and `position` are numbered
-    from 0.
+    """The eight steps for one head and one token.
+
+    `layer`, `head` and `position` are numbered from 0.
 
     Raises GptcliError if the run has a user's block, or a user's attention in which the course's
-    steps are not recognised."""
+    eight steps are not recognised."""
     part, x = part_with_attention(model, layer), inside.inputs[layer]
     H, lines = model.config.n_head, {}
     if isinstance(part, CausalSelfAttention):

@@ -1,4 +1,4 @@
-"""Names the kind of each head by measured scores: previous token, first token, itself, induction.
+"""Names each head by what it looks at most: previous token, first token, itself, or induction.
 
 Dimensions: T time, H heads.
 """
@@ -25,7 +25,7 @@ _NAMED_FROM = 0.4
 """A head is of a kind if at least this share of its attention fits the kind."""
 _WORTH_SAYING = 0.1
 """`habit` mentions no kind if all shares of the head are below this value."""
-_SHORTEST = 8  # tokens; the scores of a shorter prompt mean little
+_SHORTEST = 8  # tokens; the shares measured on a shorter prompt mean little
 _PROBES = 4
 _LONGEST_HALF = 48
 _SEED = 1
@@ -33,11 +33,12 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class HeadKind:
-    """One head: its layer and its number, both counted from 0, and for each kind in KINDS the share
-    of the head's attention that fits the kind.
+    """One head, and how much of its attention fits each kind.
 
-    A share is 0 if the head looks at the tokens of a kind only as much as a head with evenly spread
-    attention. It is 1 if the head looks at no other tokens. It can be slightly negative."""
+    `layer` and `head` are counted from 0. `shares` has, for each kind in KINDS, the share of the
+    head's attention that fits the kind. A share is 0 if the head looks at the tokens of a kind only
+    as much as a head with evenly spread attention. It is 1 if the head looks at no other tokens. It
+    can be slightly negative."""
 
     layer: int
     head: int
@@ -96,7 +97,7 @@ def head_kinds(
 def kinds_in_maps(maps: Sequence[Tensor | None]) -> list[HeadKind]:
     """A HeadKind for each head in the attention maps `maps`: the head with the largest share first.
 
-    Induction is not measured."""
+    Induction is not measured: its share is 0."""
     return _sorted(maps, {}, {})
 
 
@@ -122,7 +123,7 @@ def _places(weights: Tensor) -> Tensor:
     (H, T, T) -> (3, H)."""
     T = weights.shape[1]
     # For the second token, the previous token is the first token, so their shares are the same.
-    # Therefore the rows begin at the third token.
+    # Therefore these two kinds are measured from the third token on.
     rows = torch.arange(min(2, T - 1), T)
     chance = 1.0 / (rows + 1)
     first = ((weights[:, rows, 0] - chance) / (1 - chance).clamp(min=0.5)).mean(1)

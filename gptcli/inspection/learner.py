@@ -61,9 +61,10 @@ def traced_weights(
     part: nn.Module, x: Tensor, n_head: int, learner: LearnerFile | None
 ) -> Tensor | None:
     """The attention weights (H, T, T) of a learner's attention or block for x (T, C), on the CPU.
+
     These are the tensors of the forward pass whose rows sum to 1 and are 0 for future tokens. Heads
-    that are computed one by one are joined. Returns None if fewer or more than n_head heads
-    are found, for example because a kernel hides the attention weights."""
+    that are computed one by one are joined. Returns None if fewer or more than n_head heads are
+    found, for example because a kernel hides the attention weights."""
     trace = _traced(part, x, learner)
     T = x.shape[0]
     heads: list[Tensor] = []
@@ -104,8 +105,8 @@ def learner_steps(
 ) -> LearnerSteps | None:
     """The results of the learner's eight steps for x (T, C), and the line that completes each.
 
-    Returns None if the file does not belong to the exercise `attention`, or if the projections of
-    its attention are not recognised."""
+    Returns None if the file does not belong to the exercise `attention`, or if its projections are
+    not recognised."""
     file = find_part(learner.spec, learner.part)
     if learner.part != "attention" or file.exercise != "attention":
         return None

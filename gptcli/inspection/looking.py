@@ -64,8 +64,9 @@ def ids_of_prompt(trained: Trained, prompt: str) -> tuple[list[int], int]:
 
 
 def look(trained: Trained, prompt: str, learner: LearnerFile | None = None) -> Look:
-    """What the network does with `prompt`. `learner` is the file of the user's attention or block,
-    if the run has one."""
+    """What the network does with `prompt`.
+
+    `learner` is the file of the user's attention or block, if the run has one."""
     ids, dropped = ids_of_prompt(trained, prompt)
     model = trained.model
     inside = look_inside(model, ids)
@@ -103,8 +104,8 @@ def weights_of_layers(
 def logit_lens(model: GPT, inside: Inside) -> list[list[list[Guess]]]:
     """For each depth and token: the most likely next tokens if the network ended at this depth.
 
-    The depths are: before the first block, and after each block. At each depth, the
-    last norm and the head are applied to the residual stream.
+    The depths are: before the first block, and after each block. At each depth, the last norm and
+    the head are applied to the residual stream.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens"."""
     count = min(_GUESSES, model.vocab_size)

@@ -54,10 +54,10 @@ def has_adapters(config: Config) -> bool:
 
 
 def split(trained: Trained) -> tuple[Trained, dict[str, Tensor]]:
-    """Splits a run with adapters into the base model and the trained tensors {name: tensor}.
+    """Split a run with adapters into the base model and the trained tensors {name: tensor}.
 
-    The tensors are the matrices A and B of each adapter ("h.0.attn.query.lora_A"), and also the
-    embedding ("wte.weight") and the head if the run trained them.
+    The tensors are the matrices A and B of each adapter ("h.0.attn.query.lora_A"). If the run
+    trained the embedding ("wte.weight") and the head, they are there, too.
 
     Raises GptcliError (exit code 1) if the checkpoint is damaged or has no adapters."""
     saved = checkpoint.load(trained.run, trained.step, with_state=True)

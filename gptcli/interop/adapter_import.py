@@ -1,8 +1,9 @@
 """Imports a LoRA adapter of peft as a run with adapters. The base model must already be a run.
 
-Only adapter_config.json and adapter_model.safetensors are read. The import refuses an adapter that
-`train.lora` cannot describe exactly (DoRA, biases, other layers, several ranks), and says why. If
-gptcli exported the two files, an export of the imported run writes the same files again.
+The import reads only the adapter's adapter_config.json and adapter_model.safetensors. It refuses an
+adapter that `train.lora` cannot describe exactly (DoRA, biases, other layers, several ranks), and
+says why. If gptcli exported the two files, an export of the imported run writes the same files
+again.
 
 GPT-2 has only one layer, c_attn, for query, key and value. `gptcli.interop.adapter_folder` joins
 the adapters of these three, as the blocks of one adapter of a higher rank. The import separates
@@ -81,9 +82,10 @@ def import_adapter(folder: Path, base: Path, out: Path, *, name: str | None = No
     """Add the adapter in `folder` to the best model of run `base`, and write this as run `out`.
 
     If peft is installed, it also reads the adapter, and its logits are compared with gptcli's.
-    `name` is the name of the adapter on the Hugging Face Hub. Raises GptcliError if a file is
-    missing or damaged, or if the adapter has another base model. Raises GptcliError with exit code
-    1 if train.lora cannot describe the adapter exactly."""
+    `name` is the name of the adapter on the Hugging Face Hub. Raises GptcliError if `out` is taken,
+    if a file is missing or damaged, or if the adapter has another base model. Raises GptcliError
+    with exit code 1 if train.lora cannot describe the adapter exactly, or if peft computes other
+    logits."""
     refuse_taken(out)
     if not (folder / SETTINGS).is_file():
         raise GptcliError(
@@ -214,7 +216,7 @@ def _layers(config: Config) -> dict[str, list[str]]:
 
 
 def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str, Pair]:
-    """Splits A and B of a Hugging Face layer into the pairs of the gptcli layers in `names`.
+    """Split A and B of a Hugging Face layer into the pairs of the gptcli layers in `names`.
 
     Raises Refused if B cannot be split."""
     if len(names) == 1:
@@ -227,7 +229,8 @@ def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str,
         used = [
             [i for i, part in enumerate(rows) if part[:, c : c + usual_rank].any()] for c in columns
         ]
-        # In a B that gptcli writes, each range of columns is 0 in all parts but one.
+        # In a B that gptcli writes, each range of columns belongs to one part. In all other parts,
+        # these columns are 0.
         if all(len(parts) <= 1 for parts in used):
             free = (i for i in range(len(names)) if [i] not in used)
             places = [parts[0] if parts else next(free, -1) for parts in used]
@@ -244,9 +247,9 @@ def _tables(
 ) -> dict[str, Tensor]:
     """Remove the embedding and the head from `tensors` and return them; {} if there are none.
 
-    If the head is not tied and `tensors` has only one of the two, the other one is taken from the
-    base model. Raises Refused if their shapes differ from the base model's, or if the base model
-    has a tied head and the two tables are not equal."""
+    If the head is not tied and `tensors` has only one of the two tables, the result has the base
+    model's other table. Raises Refused if a shape differs from the base model's, or if the base
+    model has a tied head and `tensors` does not have two equal tables."""
     given = {
         name: table
         for name in TABLES

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -38,11 +38,11 @@ def export(
 
     In Hugging Face's format, a run with low-rank adapters becomes its base model and a folder
     `adapter` in peft's format. In all other formats, and if `merge` is true, the run becomes one
-    model with the adapters merged. The model must have only builtin parts. For GGUF, `out` is a
-    file in which the matrices have the type `type_name`. For the other formats, it is a folder.
-    `out` appears only when it is complete. If the other program is installed, `out` appears only
-    after the proof. Raises GptcliError (exit code 1) if the other program computes something
-    else."""
+    model with the adapters merged. The network must have only builtin parts, and the tokenizer must
+    not be the user's. For GGUF, `out` is a file in which the matrices have the type `type_name`.
+    For the other formats, it is a folder. `out` appears only when it is complete. If the other
+    program is installed, `out` appears only after the proof. Raises GptcliError if `out` exists or
+    cannot be written, and (exit code 1) if the other program computes something else."""
     assert not trained.model.user_parts.in_network()
     assert trained.tokenizer.kind != "own"
     refuse_existing(out)
@@ -95,7 +95,8 @@ def _write_with_adapter(trained: Trained, folder: Path) -> proof.Proof:
     of_base = proof.hugging_face(base, folder)
     if of_base.largest_difference is None:
         return of_base
-    return proof.adapter(trained, folder, folder / adapter_folder.ADAPTER)
+    of_adapter = proof.adapter(trained, folder, folder / adapter_folder.ADAPTER)
+    return replace(of_adapter, texts=of_base.texts)
 
 
 @contextlib.contextmanager
@@ -104,7 +105,7 @@ def _write_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        # If the disk fails, the error of safetensors says it in its text: "... (os error 28)".
+        # The error of safetensors has the system's error number only in its text: "(os error 28)".
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise

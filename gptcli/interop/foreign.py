@@ -36,7 +36,7 @@ class ForeignModel:
     """A model of another program, converted for gptcli: float32 weights under gptcli's names.
 
     `vocab_size` is the number of rows of the embedding. `eot` is the id of end-of-text, or None if
-    the model's config does not give it. `notes` are sentences for the user."""
+    the model's config gives no id of this vocabulary. `notes` are sentences for the user."""
 
     config: ModelConfig
     vocab_size: int
@@ -148,7 +148,7 @@ def _rotary_config(kind: str, described: _Json) -> tuple[ModelConfig, list[str]]
     n_embd, n_head = get.required("hidden_size"), get.required("num_attention_heads")
     n_layer, length = get.required("num_hidden_layers"), get.required("max_position_embeddings")
     get.required("vocab_size")
-    # If a config.json of Qwen3 has no `head_dim`, it is 128.
+    # If a config.json of Qwen3 has no `head_dim`, the head dimension is 128.
     head_dim = get.count("head_dim", 128 if kind == "qwen3" else None) or n_embd // n_head
     n_kv_head = get.count("num_key_value_heads", None) or n_head
     width = get.required("intermediate_size")
@@ -234,7 +234,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and the float32 values of every tensor in a safetensors file.
 
-    Raises Refused for whole numbers, and GptcliError for a damaged file."""
+    Leaves out the old buffers (_IGNORED) of whole numbers. Raises Refused for other tensors of
+    whole numbers, and GptcliError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,7 +1,7 @@
 """Writes a model as a GGUF file for llama.cpp and programs that are built on llama.cpp.
 
-In llama.cpp, `arch: modern` has the name qwen3, or llama if the model has no QK-norm, and `arch:
-gpt2` has the name gpt2. The package `gguf` writes the file.
+In llama.cpp, `arch: gpt2` has the name gpt2. `arch: modern` has the name qwen3, or llama if the
+model has no QK-norm. The package `gguf` writes the file.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         return {**found, "mlp_bias": False}
     return {
         **found,
-        # In longer texts, a token attends to itself and the block_size - 1 tokens before it.
+        # Past block_size tokens, a token attends to itself and the block_size - 1 tokens before it.
         "use_sliding_window": True,
         "sliding_window": config.block_size,
         "max_window_layers": 0,

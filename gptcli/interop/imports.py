@@ -103,8 +103,8 @@ def import_model(
 
     If `path` is a folder and transformers is installed, transformers also reads the folder. Then
     the logits of both programs are compared, and also the token ids, unless `tokenizer` is given.
-    `out` appears only when it is complete. Raises GptcliError if `read_foreign` does, if `out`
-    cannot be written, or (exit code 1) if transformers computes something else."""
+    `out` appears only when it is complete. Raises GptcliError if `read_foreign` raises it, if `out`
+    is taken or cannot be written, or (exit code 1) if transformers computes something else."""
     refuse_taken(out)
     trained, foreign = read_foreign(path, tokenizer=tokenizer, block_size=block_size)
     found = proof.Proof(None, (), "gptcli knows no other program that reads a ckpt.pt")
@@ -118,7 +118,7 @@ def import_model(
 def refuse_taken(out: Path) -> None:
     """Raise GptcliError if `out`, the run folder for an import, exists and is not empty.
 
-    A folder counts as empty if it holds only a lock, or a lock and `checkpoints` without steps."""
+    A folder counts as empty if it holds at most a lock and a folder `checkpoints` without steps."""
     try:
         run_folder.refuse_existing(out)
     except run_folder.RunExistsError as error:  # the hint of `error` is about training
@@ -132,7 +132,7 @@ def write_run(
     state: dict[str, Tensor],
     **status: Any,
 ) -> None:
-    """Write an imported model as the run folder `out`, and delete it if anything fails.
+    """Write an imported model as the run folder `out`. If anything fails, delete the folder.
 
     `origin` says what was imported. `state` has the tensors of the checkpoint that are not weights.
     `status` has more keys for run.json."""

@@ -22,8 +22,8 @@ def to_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weig
     """gptcli's weights under the names of GPT2LMHeadModel, Qwen3ForCausalLM or LlamaForCausalLM.
 
     Hugging Face's GPT-2 transposes the matrices of its blocks, and joins query, key and value into
-    one matrix. Its matrices and layer norms all have biases: if the model in gptcli has none, the
-    biases are written as zeros."""
+    one matrix. All of these matrices and all layer norms have biases there. If gptcli's model has
+    no biases, they are written as zeros."""
     found: _Weights = {}
     if config.traits.model_type != "gpt2":
         for name, theirs, _ in pairs(config):

@@ -48,9 +48,9 @@ def ask(
 ) -> Answer | None:
     """What llama.cpp computes for prompts of token ids and for texts; None if its process failed.
 
-    `letter` is the id of a token of ASCII letters. llama.cpp is made to choose this token after
-    each prompt, because it gives no probabilities if it chooses a token that is only a part of a
-    character."""
+    The process counts as failed if it takes longer than five minutes. `letter` is the id of a token
+    of ASCII letters. llama.cpp is made to choose this token after each prompt, because it gives no
+    probabilities if it chooses a token that is only a part of a character."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "answer.json")
         request = {

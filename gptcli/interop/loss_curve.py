@@ -31,7 +31,7 @@ def recorded_losses(run: Path) -> tuple[Points, Points]:
 
 
 def loss_curve(train: Points, val: Points) -> str:
-    """An SVG with the training and validation losses over the steps. `train` needs two points."""
+    """An SVG with the losses over the steps. `train` must have two or more points."""
     steps = [step for step, _ in (*train, *val)]
     losses = [loss for _, loss in (*train, *val)]
     last, low, high = max(steps), min(losses), max(losses)

@@ -156,14 +156,16 @@ def proof_sentence(proof: Proof, doing: Doing = "export") -> str:
         if not proof.reader.endswith("is not installed"):
             return nothing
         missing = next(name for name in packages if name in proof.reader)
-        return f"{nothing} To prove it: pip install {missing}; {doing} again."
+        return f"{nothing} For a proof: pip install {missing}; {doing} again."
     lengths = ", ".join(f"{length:,}" for length in proof.lengths)
     done = "read the export back" if doing == "export" else "read the same files"
+    numbers, ids = "logits", "ids"
+    if "xllamacpp" in proof.reader:
+        numbers, ids = "log-probabilities", "number of ids"
+    same = f"; the tokenizers give the same {ids} for the compared texts" if proof.texts else ""
     return (
-        f"{proof.reader} {done}. On prompts of {lengths} tokens, its "
-        f"{'log-probabilities' if 'xllamacpp' in proof.reader else 'logits'} differ from gptcli's "
-        f"by at most {proof.largest_difference:.1e}; the tokenizers give the same "
-        f"{'number of ids' if 'xllamacpp' in proof.reader else 'ids'} for the compared texts."
+        f"{proof.reader} {done}. On prompts of {lengths} tokens, its {numbers} differ from "
+        f"gptcli's by at most {proof.largest_difference:.1e}{same}."
     )
 
 

@@ -21,8 +21,7 @@ can have only 2 GB."""
 
 
 def write_folder(trained: Trained, folder: Path, *, external_bytes: int = EXTERNAL_BYTES) -> None:
-    """Write the two ONNX files, the config and the tokenizer of a trained model into an empty
-    folder.
+    """Write a model's two ONNX files, its config and its tokenizer into an empty folder.
 
     The package onnx must be installed."""
     from gptcli.interop import onnx_graph

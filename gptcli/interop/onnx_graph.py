@@ -164,8 +164,7 @@ class _Builder:
         return self._linear(mixed, [attention.c_proj], name + "c_proj")
 
     def _repeated(self, x: str) -> str:
-        """Keys or values (B, K, S, D), repeated for all query heads that share them: (B, H, S,
-        D)."""
+        """Keys or values for all query heads that share them: (B, K, S, D) -> (B, H, S, D)."""
         if self._kv_heads == self._heads:
             return x
         groups = self._heads // self._kv_heads
@@ -184,8 +183,7 @@ class _Builder:
         return _BATCH, self._kv_heads, tokens, self._head_dim
 
     def _feed_forward(self, x: str, layer: Any, name: str) -> str:
-        """The feed-forward network, SwiGLU if the arch is gated, else MLP: (B, T, C) -> (B, T,
-        C)."""
+        """SwiGLU if the arch is gated, else MLP: (B, T, C) -> (B, T, C)."""
         if self._traits.gated:
             gate = self._linear(x, [layer.gate_proj], name + ".gate_proj")
             gate = self._op("Mul", gate, self._op("Sigmoid", gate))  # SiLU
@@ -256,10 +254,10 @@ class _Builder:
         return self._op("Add", self._op("Mul", x, cos), self._op("Mul", swapped, sin))
 
     def _forbidden(self, past: str, time: str, mask: str | None) -> str:
-        """The causal mask (T, S) with a sliding window. With padding in `mask`: (B, 1, T, S).
+        """The causal mask with a sliding window: (T, S), or (B, 1, T, S) if `mask` is given.
 
-        The mask is added to the scores. It is 0 for a key that the query can attend to, and the
-        lowest float32 number for all other keys."""
+        `mask` is 0 for padding. The result is added to the scores. It is 0 for a key that the query
+        can attend to, and the lowest float32 number for all other keys."""
         total = self._op("Add", past, time)
         query = self._op("Unsqueeze", self._range(past, total), self._integers([1]))
         key = self._op("Unsqueeze", self._range(self._integers([0]), total), self._integers([0]))

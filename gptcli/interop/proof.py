@@ -1,4 +1,4 @@
-"""Proves an export: the other program reads it, and computes the same logits and token ids.
+"""Proves an export or import: another program computes the same logits and ids from the files.
 
 Dimensions: T tokens, V vocabulary, W window (block_size).
 """
@@ -9,7 +9,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,11 +46,12 @@ class Proof:
     The logits of the two programs (for GGUF, their log-probabilities) differ by at most
     `largest_difference`. It is None if nothing was compared. `lengths` are the lengths of the
     prompts in tokens. `reader` is the name of the other program with its version, or the reason why
-    nothing was compared."""
+    nothing was compared. If `texts` is true, both tokenizers encoded a few texts equally."""
 
     largest_difference: float | None
     lengths: tuple[int, ...]
     reader: str
+    texts: bool = True
 
 
 @torch.no_grad()
@@ -75,8 +76,8 @@ def prove(
         difference = float((ours - theirs).abs().max())
         if not difference <= TOLERANCE * max(1.0, float(ours.abs().max()) / 10):
             raise GptcliError(
-                f"the {doing} was not kept: {reader} computes other logits from it (a prompt of "
-                f"{length} tokens differs by {difference:.2g})",
+                f"the {doing} was not kept: {reader} computes other logits from it (for a prompt "
+                f"of {length} tokens, they differ by {difference:.2g})",
                 "this is a fault of gptcli or of the other program: please report it",
                 exit_code=1,
             )
@@ -86,9 +87,10 @@ def prove(
 
 @torch.no_grad()
 def our_logits(model: GPT, idx: Tensor) -> Tensor:
-    """The logits of gptcli's model for a text of any length: int64 (1, T) -> float32 (1, T, V).
+    """The logits of gptcli's model for a text: int64 (1, T) -> float32 (1, T, V).
 
-    Each token attends to itself and the W - 1 tokens before it."""
+    Each token attends to itself and the W - 1 tokens before it. With learned positions, the text
+    can have at most W tokens."""
     window = model.config.block_size
     if idx.shape[1] <= window:
         logits: Tensor = model(idx)
@@ -137,13 +139,14 @@ def hugging_face(
                 trained.tokenizer, lambda text: list(tokenizer(text)["input_ids"]), reader, doing
             )
         with torch.no_grad():
-            return prove(
+            found = prove(
                 trained,
                 lambda idx: model(idx).logits,
                 reader,
                 past_window=_has_window(model.config, trained.config.model.block_size),
                 doing=doing,
             )
+        return replace(found, texts=with_texts)
 
 
 def _has_window(theirs: Any, block_size: int) -> bool:
@@ -156,8 +159,8 @@ def _has_window(theirs: Any, block_size: int) -> bool:
 def adapter(trained: Trained, base: Path, folder: Path, *, doing: Doing = "export") -> Proof:
     """Prove the adapter in `folder` on the base model in `base`, if peft is installed.
 
-    The logits must be equal to those of gptcli's model with the adapters merged. Use `hugging_face`
-    to prove the base model without the adapter."""
+    The logits must be equal to those of gptcli's model with the adapters merged. No token ids are
+    compared. Use `hugging_face` to prove the base model without the adapter."""
     with _quiet_and_offline(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns about transformers
         try:
@@ -170,20 +173,22 @@ def adapter(trained: Trained, base: Path, folder: Path, *, doing: Doing = "expor
         model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         adapted = peft.PeftModel.from_pretrained(model, folder).eval()
         with torch.no_grad():
-            return prove(
+            found = prove(
                 trained,
                 lambda idx: adapted(idx).logits,
                 f"peft {peft.__version__} on transformers {transformers.__version__}",
                 past_window=trained.config.model.traits.model_type == "qwen3",
                 doing=doing,
             )
+        return replace(found, texts=False)
 
 
 def onnx(trained: Trained, folder: Path) -> Proof:
     """Prove a folder with ONNX files, by onnxruntime if it is installed.
 
-    The file without a cache reads each prompt. The file with a cache reads each prompt in one call,
-    in pieces and in a batch. Raises GptcliError (exit code 1) if a file breaks ONNX's rules."""
+    The model without a cache reads each prompt. The model with a cache reads each prompt in one
+    call, in pieces and in a batch. Raises GptcliError (exit code 1) if a file breaks ONNX's rules,
+    or if onnxruntime cannot load a file or computes something else."""
     _valid_onnx(folder)
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     try:
@@ -243,7 +248,8 @@ def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
     """Prove a GGUF file: read its tensors again, and run it in llama.cpp if that is installed.
 
     `largest_difference` of the result is the largest difference between the log-probabilities that
-    gptcli and llama.cpp give to the same token after the same prompt."""
+    gptcli and llama.cpp give to the same token after the same prompt. Raises GptcliError (exit code
+    1) if a tensor or a log-probability differs too much, or if llama.cpp cannot run the file."""
     _same_tensors(trained, path, type_name)
     if not llama_cpp.is_installed():
         return Proof(None, (), "llama.cpp (the package xllamacpp) is not installed")

@@ -20,7 +20,7 @@ class Logger:
     name: str
     package: str | None  # the package that must be installed; None: none is needed
     place: str  # the log's path in the run folder
-    shown_by: Callable[[Path], str]  # the command that shows a log at a path
+    shown_by: Callable[[Path], str]  # the command for the log at a path; csv: only the path
 
 
 LOGGERS = {

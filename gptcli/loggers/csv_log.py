@@ -13,7 +13,7 @@ from gptcli.loggers.rows import COLUMNS, Row, Sample
 
 
 class CsvLog:
-    """The table of a run, without samples.
+    """The table of a run, without samples, and without the losses of a mixture's single texts.
 
     A cell is empty if the run did not log the value. A killed process leaves no incomplete line.
     Raises GptcliError if the path holds a file that gptcli did not write."""

@@ -102,7 +102,7 @@ class Rows:
     def read(self, *, ended: bool) -> list[Row | Sample]:
         """The rows and samples that became complete since the last call.
 
-        With `ended`, returns all rows and samples that were not returned yet."""
+        If `ended` is true, returns all rows and samples that were not returned yet."""
         for line in self._metrics.lines():
             self._take(line)
         newest = max(self._waiting, default=self._done)

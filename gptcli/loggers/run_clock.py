@@ -15,10 +15,10 @@ from gptcli.training.run_times import starts_of, time_in
 def run_clock(run: Path, seconds: float) -> Callable[[float], float]:
     """A function that converts the seconds in metrics.jsonl to Unix time.
 
-    Each resume begins a new part of the run. run.json has the time at which each part began. In a
-    run of an earlier version, run.json has only the time at which the run ended, so the pauses
-    between the parts are ignored.
-    `seconds` are the seconds in the newest record of metrics.jsonl."""
+    Each resume begins a new part of the run. run.json has the time at which each part began. An
+    earlier version of gptcli stored only the time at which the run ended. For such a run, the
+    function ignores the pauses between the parts. `seconds` are the seconds in the newest record of
+    metrics.jsonl."""
     status = _status(run)
     starts = [
         (float(start["seconds"]), begun.timestamp())

@@ -16,8 +16,8 @@ PROJECT = "gptcli"
 class TrackioLog:
     """A run in the project `gptcli` of the folder's database, which can hold other runs, too.
 
-    It writes in the same way as trackio's own importers, because `trackio.log` has no argument for
-    the time of a record. Each record has an id, so that no record is written twice."""
+    This class writes records as trackio's own importers do, because `trackio.log` has no argument
+    for the time of a record. Each record has an id, so that no record is written twice."""
 
     def __init__(self, folder: Path, facts: RunFacts) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,9 @@ PROJECT = "gptcli"
 class WandbLog:
     """A wandb run, stored in the subfolder wandb of `folder`. Its steps are those of the training.
 
-    Offline, it replaces the files of earlier logs of this run. Online, it continues the wandb run.
-    wandb accepts each step only once, so the log leaves out the rows up to wandb's last step."""
+    Offline, the log replaces the files of earlier logs of this run. Online, the log continues the
+    earlier wandb run. wandb accepts each step only once, so the log leaves out the rows up to
+    wandb's last step."""
 
     def __init__(self, folder: Path, facts: RunFacts) -> None:
         files = folder / "wandb"

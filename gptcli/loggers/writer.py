@@ -1,7 +1,7 @@
 """The process that writes one log of a run. It never changes the run's own files.
 
 A logger can fail, hang, end the process or start other processes. The training goes on in all of
-these cases: it only starts this process, and closes its standard input at the end.
+these cases: it only starts this process, and tells it through standard input when the run ends.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _seconds(item: Row | Sample) -> float:
 
 
 def _facts(run: Path, first: bytes, began: float) -> RunFacts:
-    """What the log of a run says about it, besides rows and samples."""
+    """What a log says about its run, besides rows and samples."""
     path = run / "config.yaml"
     config = parse_config(read_yaml(path, inside=run), name=str(path)).model_dump()
     return RunFacts(

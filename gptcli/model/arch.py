@@ -10,7 +10,8 @@ The rest of gptcli asks an arch for a trait and never compares its name. A new a
 With these, PyTorch can train and sample the new arch. The C library refuses a layout that it does
 not know (`has_layout` in native/decoder.py).
 
-This file imports only the standard library, so that gptcli.config can check a config against it.
+This file imports only the standard library, so that gptcli.config can check a config against an
+arch.
 
 First reading: the two descriptions at the end show how GPT-2 and Qwen3 differ.
 """

@@ -75,8 +75,8 @@ class CausalSelfAttention(nn.Module):
     if n_head does not divide n_embd. `forward(x)` takes and returns (B, T, C). Dropout acts in
     training only.
 
-    For sampling, `cache` is one layer of a KeyValueCache or a StaticCache (gptcli.model.cache). It
-    stores the new keys and values, and returns all keys and values that the queries can look at.
+    For sampling, `cache` is one layer of a KeyValueCache or a StaticCache (gptcli.model.cache). The
+    cache stores the new keys and values, and returns those of all S tokens, with a mask.
     """
 
     def __init__(self, config: Any) -> None:
@@ -97,7 +97,7 @@ class CausalSelfAttention(nn.Module):
             mixed = attend(q, k, v, dropout)
         else:
             q, k, v = self.heads(self.project(x, cache.weights), start=cache.seen)
-            k, v, allowed = cache.extend(k, v)  # (B, H, S, D), bool (T, S) or None
+            k, v, allowed = cache.extend(k, v)  # k, v (B, H, S, D), mask or None
             mixed = attend_masked(q, k, v, allowed)
         mixed = mixed.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H D)
         return drop(self.c_proj(mixed), dropout)
@@ -105,8 +105,8 @@ class CausalSelfAttention(nn.Module):
     def project(self, x: Tensor, kept: list[Tensor | None] | None = None) -> Tensor:
         """Steps 1 and 2 of causal_attention as one matrix product: (B, T, C) -> (B, T, 3 H, D).
 
-        The heads of q come first, then those of k, then those of v. This method stores the stacked
-        weights in the list `kept`. Only sampling, which never changes the weights, passes a list.
+        The heads of q come first, then those of k, then those of v. The list `kept` keeps the
+        stacked weights for later calls. Only sampling, which changes no weights, passes a list.
         """
         B, T, _ = x.shape
         if kept:
@@ -178,8 +178,8 @@ def drop(x: Tensor, p: float) -> Tensor:
 def attend_masked(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
     """Steps 3 to 7 of causal_attention, for sampling: (B, H, T, D) -> (B, H, T, D).
 
-    k and v are (B, H, S, D), or have fewer heads, as in `attend`. `allowed`, bool (T, S), is True
-    for the keys that a query can look at. None means that each query can look at all keys."""
+    k and v are (B, H, S, D), or have fewer heads, as in `attend`. `allowed`, bool (T, S), or
+    (B, 1, 1, S) if T is 1, is True for the keys that a query can look at. None: for all keys."""
     B, H, T, D = q.shape
     G = H // k.shape[1]
     if G > 1:

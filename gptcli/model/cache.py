@@ -95,12 +95,11 @@ class KeyValueCache:
 
     @property
     def seen(self) -> int:
-        """The number of tokens stored since the cache was made, or since the most recent
-        `clear`."""
+        """The number of tokens stored since the cache was made or last cleared."""
         return self.layers[0].seen
 
     def clear(self) -> None:
-        """Forget all tokens."""
+        """Forget all tokens and the stored weights."""
         for layer in self.layers:
             layer.clear()
 
@@ -113,8 +112,9 @@ class StreamPositions:
         self._rotation: tuple[Tensor, Tensor] | None = None
 
     def rotation(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of the rotation at these positions. The first layer computes them, and
-        the other layers reuse them."""
+        """Cosine and sine of the rotation at these positions.
+
+        The first layer computes them with `compute`, and the other layers reuse them."""
         if self._rotation is None:
             self._rotation = compute(self.at)
         return self._rotation
@@ -124,7 +124,8 @@ class StepLayerCache:
     """The first `span` slots of a LayerCache, for steps that add one token to each stream.
 
     Each stream has its own position. A GPU can record the step as a graph and repeat it, because
-    shapes never change and the host reads nothing from the GPU."""
+    shapes never change and the host reads nothing from the GPU. The mask hides slots that are not
+    filled yet, but these slots must hold finite numbers."""
 
     def __init__(self, ring: LayerCache, positions: StreamPositions, filled: Tensor) -> None:
         self._ring, self._filled = ring, filled

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # The number of columns that a Triton program reads at once, 8 for each thread. Two programs of 32
-# warps fill a multiprocessor. So only a few rows are in use at a time, and they usually stay in the
-# cache until the second reading.
+# warps fill a multiprocessor. So each multiprocessor works on at most two rows at a time, and rows
+# usually stay in the cache until the second reading.
 _BLOCK = 8192
 _WARPS = 32
 PADDED_VOCABULARY = 128

@@ -128,7 +128,7 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Logits of the token that follows each position: int64 (B, T) -> (B, T, V).
 
-        The logits have the parameters' dtype. `last_only` computes only the last position's logits:
+        The logits have the head's dtype. `last_only` computes only the last position's logits:
         (B, 1, V)."""
         return self.lm_head(self.features(idx, cache, last_only))  # type: ignore[no-any-return]
 
@@ -221,8 +221,9 @@ class GPT(nn.Module):
 
 @torch.no_grad()
 def initialise(model: GPT, generator: torch.Generator) -> None:
-    """Give all weights their initial values, in the order of `named_parameters`. `generator` must
-    be on the CPU."""
+    """Give all weights their initial values, in the order of `named_parameters`.
+
+    `generator` must be on the CPU."""
     users = UserInitialisation(model, model.user_parts, model.config, generator)
     fixed_std = model.config.traits.initialisation == "fixed_std"
     for name, parameter in model.named_parameters():  # a tied head appears once, as wte
@@ -251,12 +252,13 @@ def _draw_gpt2(name: str, parameter: Tensor, n_layer: int, generator: torch.Gene
 def _draw_modern(
     name: str, parameter: Tensor, generator: torch.Generator, *, tied_head: bool
 ) -> None:
-    """Fill a parameter of `arch: modern` with normal random numbers.
+    """Fill a parameter of `arch: modern` with its first values.
 
-    Their standard deviation is 1 for the embedding, and 1 / sqrt(number of inputs) for other
-    matrices. The head, and the matrices that end a residual branch, are 0. So every block starts as
-    the identity, and the loss starts at ln V. For an embedding that is also the head, the standard
-    deviation is 0.02, so that the loss starts near ln V. Gains are 1."""
+    Most matrices get normal random numbers. Their standard deviation is 1 for the embedding, and
+    1 / sqrt(number of inputs) for other matrices. The head, and the matrices that end a residual
+    branch, are 0. So every block starts as the identity, and the loss starts at ln V. For an
+    embedding that is also the head, the standard deviation is 0.02, so that the loss starts near
+    ln V. Gains are 1, biases 0."""
     row = row_of(name)
     assert row is not None
     if row.role in ("gain", "bias"):

@@ -63,8 +63,7 @@ def look_inside(model: GPT, ids: list[int]) -> Inside:
 
 
 def part_with_attention(model: GPT, layer: int) -> nn.Module:
-    """The attention of layer `layer` (the first is 0); the whole block if the user wrote the
-    block."""
+    """The attention of layer `layer` (the first is 0), or the block if the user wrote the block."""
     block = model.h[layer]
     return block if model.user_parts.block is not None else block.get_submodule("attn")
 
@@ -84,7 +83,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def builtin_weights(attention: CausalSelfAttention, x: Tensor) -> Tensor:
     """The attention weights (H, T, T) of a builtin attention for x (T, C), float32.
 
-    Row t says how much query t looks at each token. Each row sums to 1. These are steps 1 to 6 of
+    Row t says how much query t looks at each token. Each row sums to 1. Computes steps 1 to 6 of
     gptcli.model.attention, without dropout."""
     q, k, _ = attention.heads(attention.project(x[None]), start=0)
     T, D = q.shape[2:]

@@ -154,7 +154,7 @@ def refuse_other_parts(run: Path, needed: tuple[str, ...], user_parts: UserParts
         files = "file" if len(missing) == 1 else "files"
         raise GptcliError(
             f"{run} was trained with your {_and(missing)} {files}",
-            "name it again: " + " ".join(f"--{name} FILE" for name in needed),
+            "the command needs " + " ".join(f"--{name} FILE" for name in needed),
         )
     if extra := [name for name in given if name not in needed]:
         raise GptcliError(

@@ -39,8 +39,9 @@ class Compiler:
         return flag
 
     def environment(self, folder: Path) -> dict[str, str]:
-        """The environment variables that the compiler needs. Zig keeps its own files in
-        `folder`/zig."""
+        """The environment variables that the compiler needs.
+
+        Zig keeps its own files in `folder`/zig."""
         if not self.is_zig:
             return {}
         cache = str(folder / "zig")
@@ -48,7 +49,7 @@ class Compiler:
 
 
 def find_compiler() -> Compiler | None:
-    """The compiler: $CC, else gcc, else cc, else zig from the package ziglang. None without any."""
+    """The compiler: $CC, else gcc, else cc, else zig from the package ziglang, else None."""
     if named := os.environ.get("CC", "").split():
         return Compiler(tuple(os.path.expanduser(word) for word in named))  # noqa: PTH111
     for name in ("gcc", "cc"):

@@ -30,8 +30,7 @@ _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def has_layout(arch: Arch) -> bool:
-    """Whether this arch has a layout that the C libraries can compute: that of Qwen3, Llama or
-    GPT-2."""
+    """Whether this arch has the layout of Qwen3, Llama or GPT-2, which the C libraries know."""
     llama = (arch.norm == "rms", arch.positions == "rotary", arch.gated)
     return all(llama) or not (any(llama) or arch.qk_norm)
 
@@ -45,7 +44,7 @@ def bytes_needed(
     streams: int,
     threads: int,
 ) -> int:
-    """The most bytes that a Decoder takes. Does not count the weights of the model itself."""
+    """The most bytes that a Decoder takes, without the `weights` that it gets."""
     shape = _shape(config, vocab_size, dtype, streams, threads)
     return int(library.dec_bytes(ctypes.byref(shape))) + streams * vocab_size
 
@@ -79,8 +78,7 @@ class Decoder:
 
     `dtype` is float32, bfloat16 or int8. With bfloat16, the matrices, the keys and the values are
     bfloat16. With int8, the matrices have eight bits per weight and one scale per 32 weights, and
-    the keys and values are bfloat16.
-    Raises MemoryError."""
+    the keys and values are bfloat16. Raises MemoryError."""
 
     def __init__(
         self, library: ctypes.CDLL, weights: Weights, *, dtype: str, streams: int, threads: int
@@ -113,10 +111,12 @@ class Decoder:
             self._library.dec_free(self._decoder)
 
     def feed(self, rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
-        """Feed tokens to several streams. Each row is (stream, position of the first token,
-        tokens). Afterwards, `logits(stream)` gives the logits of the token that follows these
-        tokens. Rotary positions count from the beginning of the stream, and a token looks at
-        the last W tokens. With learned positions, every position must be below W."""
+        """Feed tokens to several streams.
+
+        Each row is (stream, position of the first token, tokens). Afterwards, `logits(stream)`
+        gives the logits of the token that follows these tokens. Rotary positions count from the
+        beginning of the stream, and a token sees the last W tokens, itself included. With learned
+        positions, every position must be below W."""
         for stream, position, tokens in rows:
             assert 0 <= stream < self.streams
             assert 0 <= position <= self._last_position - len(tokens)
@@ -158,8 +158,7 @@ class Decoder:
         self._library.dec_feed(self._decoder, len(ids), *places, threads, int(by_stream))
 
     def score(self, position: int, tokens: Sequence[int]) -> FloatArray:
-        """Feed n tokens to stream 0. Returns the logits that follow each of these tokens, float32
-        (n, V).
+        """Feed n tokens to stream 0, and return the logits after each of them: float32 (n, V).
 
         n is at most `most_scored`. `position` is the position of the first token, as in `feed`."""
         n, ids = len(tokens), array("i", tokens)
@@ -175,8 +174,9 @@ class Decoder:
         return out
 
     def saw(self, stream: int, tokens: Sequence[int], *, restart: bool) -> None:
-        """Record tokens of a stream for the repetition penalty. With `restart`, first forget the
-        tokens that were recorded earlier."""
+        """Record tokens of a stream for the repetition penalty.
+
+        With `restart`, first forget the tokens that were recorded earlier."""
         first = stream * self._vocab_size
         if restart:
             self._seen[first : first + self._vocab_size] = bytes(self._vocab_size)
@@ -184,8 +184,9 @@ class Decoder:
             self._seen[first + token] = 1
 
     def copy(self, stream: int, to: int, count: int) -> None:
-        """Copy stream `stream`, whose cache holds `count` tokens, to stream `to`. Does not copy the
-        stream's record of tokens (see `saw`)."""
+        """Copy the cache of stream `stream`, which holds `count` tokens, and its logits to `to`.
+
+        Does not copy the stream's record of tokens (see `saw`)."""
         self._library.dec_copy(self._decoder, stream, to, count)
 
     def logits(self, stream: int) -> FloatArray:
@@ -257,7 +258,7 @@ class Decoder:
         return [out[i::n].tolist() for i in range(n)]
 
     def _team(self, streams: int) -> tuple[int, bool]:
-        """(the number of threads, by_stream).
+        """The number of threads, and by_stream.
 
         If by_stream is true, each thread computes some of the streams. If it is false, each thread
         computes some outputs of each product. Then the threads have to wait for each other, but

@@ -43,7 +43,7 @@ def unsupported_reason(config: ModelConfig) -> str | None:
         return f"a head's width is {config.head_dim}, not a multiple of 16 up to {_WIDEST_HEAD}"
     for heads, key in ((config.n_head, "n_head"), (config.kv_heads, "n_kv_head")):
         if heads * config.head_dim % 32:
-            return f"{key} {heads} times {config.head_dim} is not a multiple of 32"
+            return f"{key} {heads} times a head's width {config.head_dim} is not a multiple of 32"
     if config.block_size > _LONGEST:
         return f"model.block_size {config.block_size} is over {_LONGEST}"
     return None
@@ -52,8 +52,9 @@ def unsupported_reason(config: ModelConfig) -> str | None:
 def bytes_needed(
     library: ctypes.CDLL, config: ModelConfig, vocab_size: int, *, most_tokens: int, threads: int
 ) -> int:
-    """The memory that an Engine of this shape takes, in bytes. Weights, gradients and Muon's
-    temporary memory are not included."""
+    """The memory that an Engine of this shape takes, in bytes.
+
+    Weights, gradients and Muon's temporary memory are not included."""
     shape = shape_of(config, vocab_size, most_tokens, threads)
     return int(library.gpt_bytes(ctypes.byref(shape)))
 
@@ -117,8 +118,9 @@ class Engine:
             self._library.gpt_free(self._model)
 
     def pack(self) -> None:
-        """Pack the current weights for the matrix products. Call this method after every update of
-        the weights."""
+        """Pack the current weights for the matrix products.
+
+        Call this method after every update of the weights."""
         self._library.gpt_pack(self._model, self._weights.data_ptr())
 
     def loss(self, idx: Tensor, targets: Tensor) -> float:
@@ -204,7 +206,7 @@ def adamw(
 ) -> None:
     """Update the weights by AdamW.
 
-    `arrays` are those of the weights, of their gradients, and of the running means of the gradients
+    `arrays` has four lists: the weights, their gradients, and the running means of the gradients
     and of their squares. Steps are counted from 1."""
     count = len(arrays.sizes)
     decays = array("f", [decay]) * count
@@ -223,9 +225,10 @@ def muon(
     decay: float,
     iterations: int,
 ) -> None:
-    """Update matrices by Muon. `arrays` are those of weights, gradients and momenta.
+    """Update matrices by Muon.
 
-    Raises MemoryError."""
+    `arrays` has three lists: the weights, their gradients and their momenta. Raises
+    MemoryError."""
     count = len(arrays.sizes)
     if not count:
         return

@@ -280,8 +280,9 @@ def _cached_path(source: Source, processor: Processor) -> Path:
 
 
 def _trusted_file(source: Source, processor: Processor) -> Path | None:
-    """The path of the compiled library in the cache. It is None if the file is missing, or if
-    another user could have written it."""
+    """The path of the compiled library in the cache.
+
+    None if the file is missing, or if another user could have written it."""
     path = _cached_path(source, processor)
     try:
         return path if _only_we_can_write(path) and _only_we_can_write(path.parent) else None
@@ -296,7 +297,7 @@ def _only_we_can_write(path: Path) -> bool:
 
 
 def _load_cached(source: Source, processor: Processor) -> ctypes.CDLL | None:
-    """The library from the cache; None if it is missing or damaged."""
+    """The library from the cache; None if it is missing, not trusted or damaged."""
     path = _trusted_file(source, processor)
     try:
         return None if path is None else _load(source, path)
@@ -314,11 +315,11 @@ def _build_and_load(source: Source, processor: Processor) -> ctypes.CDLL:
 
 
 class _Builder:
-    """A running compiler, which writes to a temporary file. `wait` renames this file when it is
-    complete.
+    """A running compiler, which writes to a temporary file.
 
-    If the cache cannot be used, each process compiles the library into a private temporary folder.
-    Raises _BuildError if the compiler cannot be started."""
+    `wait` renames this file when it is complete. If the cache cannot be used, each process compiles
+    the library into a private temporary folder. Raises _BuildError if the compiler cannot be
+    started."""
 
     running: ClassVar[dict[Source, _Builder]] = {}
     """The compilers that `start_building` has started, until `find` waits for them."""

@@ -34,7 +34,7 @@ enum {
 };
 
 /* How many parameters are outside the blocks, and how many are in each block. When library.py loads
- * a library, it compares these counts with the lengths of the tables in Python. */
+ * a library, it compares these counts with the numbers of places in the tables in Python. */
 int global_parameters(void) { return GLOBALS; }
 int layer_parameters(void) { return PER_LAYER; }
 

@@ -1,5 +1,4 @@
-"""Chooses how many threads sample one stream: all threads, or only one if another process disturbs
-them.
+"""Chooses how many threads sample one stream: all, or one if another process disturbs them.
 
 Threads that share a step wait for each other at every layer. If another process occupies a core,
 the threads together are far slower than a single thread. The text does not depend on the number of
@@ -15,7 +14,7 @@ try:
 except ImportError:  # Windows does not count context switches, so threads never count as disturbed
     resource = None  # type: ignore[assignment]
 
-# Runs with fewer steps are not measured.
+# The time of runs with fewer steps is ignored.
 _LEAST_STEPS = 16
 # Each number of threads is judged by the fastest of its last _LAST_RUNS runs.
 _LAST_RUNS = 3
@@ -35,11 +34,11 @@ _SWITCHED_RUNS, _SWITCHES, _SWITCHES_PER_SECOND = 16, 8, 100
 
 
 class ThreadCount:
-    """Chooses between one thread and `usual` threads, by the time that recent runs took. A run is
-    one call that generates some tokens.
+    """Chooses between one thread and `usual` threads, by the time that recent runs took.
 
-    Tries one thread only if the runs with all threads are disturbed. On an idle machine, a trial of
-    one thread would slow down a short text too much."""
+    A run is one call that generates some tokens. Tries one thread only if the runs with all threads
+    are disturbed. On an idle machine, a trial of one thread would slow down a short text too
+    much."""
 
     def __init__(self, usual: int) -> None:
         self._usual = usual
@@ -68,8 +67,7 @@ class ThreadCount:
         return count > _SWITCHES + _SWITCHES_PER_SECOND * seconds
 
     def took(self, threads: int, steps: int, seconds: float, switches: int) -> None:
-        """Record a run: its threads, its steps, its seconds, and by how much `context_switches`
-        grew."""
+        """Record a run: its threads, steps and seconds, and how much `context_switches` grew."""
         if threads == self._usual:
             self._switched.append((switches, seconds))
         if steps < _LEAST_STEPS:

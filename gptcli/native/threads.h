@@ -57,7 +57,7 @@ typedef struct {
     int number, count;      /* its number, from 0, and how many threads run the function */
     unsigned barriers;      /* the value of the team's barrier until all threads arrive */
     unsigned loop, cleared; /* how many shared loops began so far, and before the last barrier */
-    long next;              /* the next round of a loop, if it is the only thread */
+    long next;              /* the next round of a loop, if this is the only thread */
 } Worker;
 
 typedef void (*TeamFunction)(void *argument, Worker *worker);

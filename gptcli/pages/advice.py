@@ -6,11 +6,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from gptcli.events import Evaluated, StepDone
 from gptcli.files.paths import shell_word
 from gptcli.model.user_parts import parts_of
 from gptcli.pages.run_data import RunData
+from gptcli.training.run_commands import base_of, train_again_command
 from gptcli.training.schedule import resolve_rate
 from gptcli.view.number_formats import human_count, time_taken
 
@@ -123,8 +125,10 @@ def _is_close(run: RunData) -> bool:
 
 
 def mean_loss_at(steps: Sequence[StepDone], step: int) -> float | None:
-    """The mean training loss near `step`; None without logged steps. The mean is over a twentieth
-    of the logged steps on each side of `step`, but over at least one step on each side."""
+    """The mean training loss near `step`; None without logged steps.
+
+    The mean is over a twentieth of the logged steps on each side of `step`, but over at least one
+    step on each side."""
     if not steps:
         return None
     width = max(1, len(steps) // 20)
@@ -133,15 +137,25 @@ def mean_loss_at(steps: Sequence[StepDone], step: int) -> float | None:
     return statistics.fmean(one.loss for one in around)
 
 
-def spikes(steps: Sequence[StepDone]) -> list[StepDone]:
-    """The logged steps whose gradient norm is a spike. The first tenth of the steps is left out.
+@dataclass(frozen=True)
+class Norms:
+    """The median gradient norm of the judged steps, and the steps whose norm is a spike.
 
-    Returns [] if fewer than ten steps with a finite norm remain."""
+    The judged steps are the logged steps with a finite norm, without the first tenth of the
+    logged steps: large gradients are normal there."""
+
+    judged: int
+    median: float
+    spikes: list[StepDone]
+
+
+def norms_of(steps: Sequence[StepDone]) -> Norms | None:
+    """The gradient norms of a run. None if fewer than ten steps can be judged."""
     later = [one for one in steps[len(steps) // 10 :] if math.isfinite(one.grad_norm)]
     if len(later) < 10:
-        return []
+        return None
     usual = statistics.median(one.grad_norm for one in later)
-    return [one for one in later if one.grad_norm > _SPIKE * usual]
+    return Norms(len(later), usual, [one for one in later if one.grad_norm > _SPIKE * usual])
 
 
 def epochs(run: RunData) -> float | None:
@@ -251,8 +265,7 @@ def _overfitting(run: RunData, found: Overfit | None) -> Answer:
 
 
 def _one_evaluation(run: RunData, question: str) -> Answer:
-    """The answer for a run with a single evaluation: it compares the validation loss with the
-    training loss."""
+    """The answer for a run with one evaluation. It compares the validation and training losses."""
     last, now = run.evaluations[-1], mean_loss_at(run.steps, run.last_step)
     only = (
         "The run has one evaluation, but only two can show whether the validation loss rose. "
@@ -270,8 +283,8 @@ def _one_evaluation(run: RunData, question: str) -> Answer:
     return Answer(
         question,
         "Unknown",
-        f"{only}, and the training loss is {now:.3f}. If their distance grows from evaluation to "
-        "evaluation, the network overfits.",
+        f"{only}, and the training loss is {now:.3f}. If the distance between the two grows from "
+        "evaluation to evaluation, the network overfits.",
     )
 
 
@@ -331,29 +344,34 @@ def _stable(run: RunData) -> Answer:
             f"It stopped at step {run.last_step:,} because the training diverged: a number was no "
             f"longer finite. The learning rate was {float(run.config.train.learning_rate):g}.",
         )
-    found = spikes(run.steps)
     if len(run.steps) < 20:
         return Answer(
             question,
             "Unknown",
-            f"Only {_counted(len(run.steps), 'step')} were logged. An answer needs 20.",
+            f"The run logged only {_counted(len(run.steps), 'step')}. An answer needs 20.",
         )
-    usual = statistics.median(one.grad_norm for one in run.steps)
+    norms = norms_of(run.steps)
+    if norms is None:
+        return Answer(
+            question,
+            "Unknown",
+            "Almost all gradient norms were not finite, so they do not show whether it was stable.",
+        )
     norm = "gradient norm (how steeply the loss changes with the weights)"
-    if found:
-        worst = max(found, key=lambda one: one.grad_norm)
+    if norms.spikes:
+        worst = max(norms.spikes, key=lambda one: one.grad_norm)
         return Answer(
             question,
             "Mostly",
-            f"{len(found)} of {len(run.steps)} logged steps had a {norm} of over "
-            f"{_SPIKE:.0f} times the median ({usual:.2f}); the largest was {worst.grad_norm:.2f} "
-            f"at step {worst.step:,}.",
+            f"After the start, {len(norms.spikes)} of {norms.judged} logged steps had a {norm} of "
+            f"over {_SPIKE:.0f} times the median ({norms.median:.2f}); the largest was "
+            f"{worst.grad_norm:.2f} at step {worst.step:,}.",
         )
     return Answer(
         question,
         "Yes",
         f"After the start, no logged step had a {norm} of over {_SPIKE:.0f} times the median "
-        f"({usual:.2f}).",
+        f"({norms.median:.2f}).",
     )
 
 
@@ -370,9 +388,9 @@ def _numbered(run: RunData, ideas: list[tuple[str, str]]) -> list[tuple[str, str
 
 def _next(run: RunData, found: Overfit | None, improvement: float | None) -> list[tuple[str, str]]:
     """What to try next: pairs (sentence, command), the most promising first."""
-    run_word, config = shell_word(run.path), shell_word(run.path / "config.yaml")
+    run_word = shell_word(run.path)
     parts = "".join(f" --{part} FILE" for part in parts_of(run.status))
-    train = f"gptcli train {config} --out {shell_word(f'{run.path}-2')}{parts}"
+    train = train_again_command(run.path, Path(f"{run.path}-2"), run.status)
     stopped = run.status.get("stopped")
     if run.is_training:
         return [
@@ -417,32 +435,36 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
             (f"Use more text: the run read its text {often:,.0f} times, so little is left to "
              "learn from it. `gptcli train` takes several files, and folders.", "")
         )  # fmt: skip
-    elif _is_close(run):
+    elif _is_close(run) and base_of(run.status) is None:  # a fine-tune keeps its base's network
         layers = run.config.model.n_layer + 2
         now = mean_loss_at(run.steps, run.last_step)
         ideas.append(
             (
                 f"Train a larger network: training loss ({now:.3f}) and validation loss "
-                f"({run.evaluations[-1].val_loss:.3f}) are close, so a larger one would not "
+                f"({run.evaluations[-1].val_loss:.3f}) are close, so a larger network would not "
                 "overfit soon.",
                 f"{train} model.n_layer={layers}",
             )
         )
     if not ideas:
         rate = float(run.config.train.learning_rate)
+        values = f"train.learning_rate={rate / 2:g},{rate:g},{2 * rate:g}"
         ideas.append(
             (
                 "Try other settings, one at a time, for example half and twice the learning rate.",
-                f"gptcli sweep {run_word} train.learning_rate={rate / 2:g},{rate:g},{2 * rate:g}",
+                # `gptcli sweep` does not train with the user's parts
+                f"{train} train.learning_rate={rate / 2:g}"
+                if parts
+                else f"gptcli sweep {run_word} {values}",
             )
         )
     return ideas
 
 
 def _calmer(run: RunData, train: str) -> tuple[str, str]:
-    """What to try if the training diverged: the usual learning rate.
+    """What to try after a training diverged: the usual learning rate.
 
-    If the run's learning rate is not higher than the usual one: a quarter of the run's."""
+    If the run's learning rate was not higher than the usual one, a quarter of the run's."""
     rate = float(run.config.train.learning_rate)
     automatic = run.config.train.model_copy(update={"learning_rate": "auto"})
     usual = resolve_rate(automatic, run.config.model.n_embd)
@@ -484,7 +506,7 @@ def _against_overfitting(run: RunData, train: str) -> list[tuple[str, str]]:
                 f"{train} model.dropout={dropout}{patience}",
             )
         )
-    elif model.n_layer > 1:
+    elif model.n_layer > 1 and base_of(run.status) is None:
         layers = max(1, model.n_layer // 2)
         ideas.append(
             (

@@ -26,8 +26,8 @@ function attentionMaps(root, labels) {
   const title = make("h3");
   const habit = make("p", { class: "habit" });
   const hint = make("p", { class: "quiet" },
-    "Point at a token, or move to it with the Tab key. The number below each earlier token is the " +
-    "share of attention that goes to it.");
+    "Point at a token, or move to it with the Tab key. The numbers show how much of the token's " +
+    "attention goes to itself and to each earlier token.");
   const strip = make("div", { class: "tokens" });
   const frame = make("div", { class: "frame", tabindex: "0", role: "region", "aria-label": "Map" });
   const canvas = make("canvas", { class: "map", role: "img" });
@@ -63,6 +63,7 @@ function attentionMaps(root, labels) {
   const current = () => heads.find((one) => key(one) === chosen) ?? heads[0];
 
   // Draws a map. If its cells have room for labels, writes the labels `named` at its left and top.
+  // Returns the width of the labels in pixels, or 0 if there are none.
   function draw(target, rows, cell, named = []) {
     const ratio = Math.max(1, Math.min(3, devicePixelRatio || 1));
     const size = rows.length * cell;

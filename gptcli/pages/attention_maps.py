@@ -14,16 +14,18 @@ from gptcli.view.token_labels import token_label
 
 
 def packed(weights: Tensor) -> str:
-    """The lower triangle of one head's weights (T, T), row by row, as base64. Each weight is a
-    byte: 255 means 1."""
+    """The lower triangle of one head's weights (T, T), row by row, as base64.
+
+    Each weight is a byte: 255 means 1."""
     T = weights.shape[0]
     rows = (weights * 255).round().clamp(0, 255).to(torch.uint8).tolist()
     return base64.b64encode(bytes(w for t in range(T) for w in rows[t][: t + 1])).decode("ascii")
 
 
 def head_record(one: HeadKind, weights: Tensor) -> dict[str, Any]:
-    """What attention_maps.js shows of a head with weights (T, T). Layers and heads are numbered
-    from 1."""
+    """What attention_maps.js shows of a head with weights (T, T).
+
+    Layers and heads are numbered from 1. `share` is in per cent, or None if the kind is "mixed"."""
     return {
         "layer": one.layer + 1,
         "head": one.head + 1,

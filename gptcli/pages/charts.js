@@ -197,7 +197,7 @@ function drawChart(root, given) {
   }
 
   // Charts with the same `sync` zoom together. uPlot zooms them together only if the reader drags.
-  // For the keys and for the button "reset", the code below zooms them together.
+  // For the keys and for the button "Show all", the code below zooms them together.
   const together = () => CHARTS.filter((one) => one === own || (given.sync && one.sync === given.sync));
   const showAll = () => together().forEach((one) => one.zoomTo(null));
   function moveTo(i) {

@@ -66,11 +66,10 @@ def _content(path: Path) -> bytes:
 
 
 def command(program: str, folder: Path, milliseconds: int) -> list[str]:
-    """The start of a command line that opens a page in headless Chromium, with a profile in
-    `folder`.
+    """The start of a command line that opens a page in headless Chromium.
 
-    The caller adds options and the page's address. The page runs for `milliseconds` of virtual
-    time."""
+    Chromium's profile is in `folder`. The caller adds options and the page's address. The page runs
+    for `milliseconds` of virtual time."""
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
     return [
         program,

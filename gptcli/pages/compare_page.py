@@ -18,8 +18,11 @@ _MOST_LINES = 8
 
 @dataclass(frozen=True)
 class ComparedArm:
-    """What the page says about one config. `points` is the curve of validation losses, averaged
-    over the seeds. `training` is the curve of training losses of the first seed."""
+    """What the page says about one config.
+
+    `points` is the curve of validation losses, averaged over the seeds. `training` is the curve of
+    training losses of the first seed. `loss` is the mean of the seeds' best validation losses, and
+    `interval` is its 95 % interval."""
 
     name: str
     points: Sequence[tuple[int, float]]

@@ -13,6 +13,12 @@ const LEVELS = [
   [0, "surprising", "surprising"],
 ];
 
+// A token's loss and probability in words. A loss that was not finite is null in JSON.
+function predicted(loss) {
+  if (loss === null) return "the loss was not a finite number";
+  return `loss ${loss.toFixed(2)}, probability ${(100 * Math.exp(-loss)).toPrecision(2)} %`;
+}
+
 function setUpPassage() {
   const { moments, labels, breaks, opensAt } = report.passage;
   const place = document.getElementById("passage");
@@ -34,11 +40,9 @@ function setUpPassage() {
     spans[at].classList.remove("pointed");
     at = i;
     spans[at].classList.add("pointed");
-    const loss = i === 0 ? null : moment().losses[i - 1];
-    pointed.textContent = loss === null
+    pointed.textContent = i === 0
       ? `“${labels[i]}” is the first token, so the network did not predict it.`
-      : `“${labels[i]}” (token ${i + 1}): loss ${loss.toFixed(2)}, probability ` +
-        `${(100 * Math.exp(-loss)).toPrecision(2)} %`;
+      : `“${labels[i]}” (token ${i + 1}): ${predicted(moment().losses[i - 1])}`;
   }
   function show() {
     const { losses, step } = moment();
@@ -52,8 +56,11 @@ function setUpPassage() {
       counts[level] += 1;
       span.classList.add(LEVELS[level][1]);
     });
-    words.textContent = `Step ${step.toLocaleString("en")}: mean loss ${mean.toFixed(2)}; ` +
-      LEVELS.map(([, name], i) => `${counts[i]} tokens ${name}`).join(", ") + ".";
+    const missing = losses.length - known.length;
+    words.textContent = `Step ${step.toLocaleString("en")}: ` +
+      (known.length ? `mean loss ${mean.toFixed(2)}; ` : "") +
+      LEVELS.map(([, name], i) => `${counts[i]} tokens ${name}`).join(", ") +
+      (missing ? `, ${missing} without a finite loss` : "") + ".";
     slider.setAttribute("aria-valuetext", `step ${step}`);
     point(at);
   }

@@ -23,11 +23,11 @@ _HABITS = 4  # the page describes at most this many heads in words
 def passage_record(
     inside: list[dict[str, Any]], tokenizer: Tokenizer, used: int | None
 ) -> dict[str, Any] | None:
-    """What report.js shows of the passage: its tokens, and their losses at each evaluation. None
-    if an id is unknown.
+    """What report.js shows of the passage: its tokens, and their losses at each evaluation.
 
-    The page opens with the evaluation nearest to `used`, the step of the checkpoint that `sample`
-    uses. If `used` is None, the page opens with the last evaluation."""
+    Returns None if the tokenizer does not know an id. The page opens with the evaluation nearest to
+    `used`, the step of the checkpoint that `sample` uses. If `used` is None, the page opens with
+    the last evaluation."""
     ids = inside[-1]["ids"]
     try:
         pieces = [tokenizer.token_bytes(id) for id in ids]
@@ -138,10 +138,10 @@ def maps_section(maps: dict[str, Any] | None) -> str:
         return ""
     return f"""<section><h2>What its heads looked at</h2>
 <p class="prose">With attention, a network fetches what it needs from earlier tokens. At every
-token, each head shares out 100 % of its attention among this token and the tokens before it. It
+token, each head shares out 100 % of its attention among this token and the tokens before it. A head
 cannot see later tokens. The maps show the first {len(maps["labels"])} tokens of the passage above.
-A diagonal line in a map means that the head looks at the token just before. A column means that it
-always looks at the same token.</p>
+A diagonal line in a map means that the head looks at the token just before. A column means that the
+head always looks at the same token.</p>
 {_habits(maps["moments"][maps["opensAt"]])}
 <p class="prose">{_move(maps["moments"], "how the heads changed")}</p>
 <div class="range"{_hidden(maps["moments"])}><label for="maps-step">Evaluation</label>

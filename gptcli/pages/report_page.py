@@ -6,23 +6,24 @@ import html
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gptcli import __version__
 from gptcli.config_files import dump_config
 from gptcli.events import StepDone
-from gptcli.files.paths import shell_word
 from gptcli.model.user_parts import parts_of
 from gptcli.pages.advice import Advice, advice
 from gptcli.pages.inlining import Page, asset, document, json_block
 from gptcli.pages.report_inside import maps_record, maps_section, passage_record, passage_section
 from gptcli.pages.run_data import RunData, spread, thinned
 from gptcli.tokenization import Tokenizer
+from gptcli.training.run_commands import train_again_command
 from gptcli.view.number_formats import time_taken
 from gptcli.view.safe_text import clean
 
 MOST_BYTES = 1_000_000
-_MOMENTS = 8  # the page shows the maps of at most this many evaluations
+_MOMENTS = 8  # the page shows the passage and the maps of at most this many evaluations
 _MOST_HEADS = 24
 _SAMPLES = 6
 _SAMPLE_CHARACTERS = 700
@@ -35,8 +36,10 @@ UPLOT_SCRIPT = "third_party/uPlot.iife.min.js"
 
 
 def report_page(run: RunData, tokenizer: Tokenizer | None) -> str:
-    """The page as HTML. If the page would be over a megabyte, it shows fewer evaluations and fewer
-    heads, or leaves out the passage and the maps. Without a tokenizer, it leaves them out, too."""
+    """The page as HTML, of at most a megabyte if possible.
+
+    To be small enough, the page shows the passage and the maps of fewer evaluations and fewer
+    heads, or leaves out both. Without a tokenizer, the page leaves out both, too."""
     for moments, heads in ((_MOMENTS, _MOST_HEADS), (4, 12), (2, 6), (0, 0)):
         page = _document(run, tokenizer, moments, heads)
         if len(page.encode("utf-8")) <= MOST_BYTES:
@@ -318,8 +321,8 @@ def _missing(run: RunData, has_passage: bool, has_maps: bool) -> str:
         lacks.append("how often the run read its text: the length of the text is not recorded")
     if not has_passage:
         lacks.append(
-            "the passage coloured by loss: the run was not evaluated, or an earlier version of "
-            "gptcli trained it"
+            "the passage coloured by loss: the run was not evaluated, an earlier version of gptcli "
+            "trained it, its tokenizer could not be read, or the page would be too large"
         )
     if not has_maps and has_passage:
         lacks.append("attention maps: the run has your own attention")
@@ -360,18 +363,22 @@ def _machine(run: RunData) -> str:
 
 
 def _repeat(run: RunData) -> str:
-    parts = "".join(f" --{part} FILE" for part in parts_of(run.status))
-    command = (
-        f"gptcli train {shell_word(run.path / 'config.yaml')} "
-        f"--out {shell_word(f'{run.path}-again')}{parts}"
-    )
+    command = train_again_command(run.path, Path(f"{run.path}-again"), run.status)
+    origin = run.status.get("started_from")
+    start = origin.get("step") if isinstance(origin, dict) else None
     return (
         '<p class="prose">The config below has every setting, also those that gptcli chose, and '
-        f"the seed {run.config.train.seed}. On the same machine with the same number of threads, "
-        "this command gives exactly the same weights"
+        f"the seed {run.config.train.seed}. On the same machine with the same number of threads "
+        "and of processes, this command gives exactly the same weights"
         + (
             ", but a run with a time limit also depends on the speed of the machine"
             if run.config.train.minutes is not None
+            else ""
+        )
+        + (
+            "; the run is a fine-tune, so the best checkpoint of the run after "
+            f'<code class="inline">--from</code> must still be that of step {start:,}'
+            if isinstance(start, int)
             else ""
         )
         + f'.</p><code class="command">{_command(command)}</code>'

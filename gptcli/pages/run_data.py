@@ -1,5 +1,4 @@
-"""Reads what the files of a run record: config, status, curves, samples, and attention maps on one
-passage of text."""
+"""Reads the files of a run: config, status, curves, samples, and attention maps on one passage."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ class RunData:
 
     @property
     def best(self) -> Evaluated | None:
-        """The evaluation with the lowest loss."""
+        """The evaluation with the lowest loss; None without evaluations."""
         return min(self.evaluations, key=lambda one: one.val_loss, default=None)
 
     @property

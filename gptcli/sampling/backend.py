@@ -153,7 +153,7 @@ def _native_streams(
     raise GptcliError(
         f"sampling needs {needed(1) / 2**30:.2f} GiB in addition to the model, but only "
         f"{free / 2**30:.2f} GiB are free",
-        "use --dtype bfloat16 or int8 (about half as much as float32), or a smaller model",
+        "use --dtype bfloat16 or int8 (about a half or a third of float32), or a smaller model",
         exit_code=1,
     )
 
@@ -194,4 +194,5 @@ def free_memory(device: Any) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
-    return available_memory() or 8 << 30
+    available = available_memory()
+    return 8 << 30 if available is None else available

@@ -41,8 +41,9 @@ class GraphStreams:
         table: Table | None = None,
         least_span: int = _LEAST_SPAN,
     ) -> None:
-        """`table` limits the choice to tokens that keep the text valid UTF-8 (valid_text.py). A
-        larger `least_span` records fewer graphs, which is faster for a short text."""
+        """`table` limits the choice to tokens that keep the text valid UTF-8 (valid_text.py).
+
+        A larger `least_span` records fewer graphs, which is faster for a short text."""
         assert model.has_cache
         self.count = count
         self._model, self._params = model, params

@@ -40,7 +40,7 @@ def native_prompt_logits(
     Like gptcli.sampling.score.prompt_logits, but computed in the decoder's dtype.
     text (T,) -> pairs of logits float32 (n, V) and tokens (n,)."""
     width, last = config.block_size, len(text) - 1
-    windows = [(0, 0, last)]  # start, first token that is scored, end
+    windows = [(0, 0, last)]  # start, first token whose logits are used, end
     if config.traits.positions == "learned":
         starts, stride = later_windows(width, last)
         windows = [(0, 0, min(width, last))]

@@ -21,7 +21,7 @@ _LARGE_VOCABULARY = 8192  # ids; larger vocabularies get _TOKENS_AT_ONCE / 4, to
 
 @torch.no_grad()
 def log_probabilities(model: GPT, start: Sequence[int], ids: Sequence[int]) -> Tensor:
-    """The log-probability ln p of each of the T `ids`, float32 (T,).
+    """The log-probability ln p of each of the T `ids`: float32 (T,) on the CPU.
 
     The whole text is `start` (at least one token) and then `ids`. The model predicts each token
     from the tokens that it would look at in sampling (streams.py). The caller must put the model

@@ -20,9 +20,9 @@ If a text is longer than the window of W tokens, the arch decides what the model
   mask of width W.
 - gpt2 (learned positions): a token's vector depends on its position in the window. So if the window
   moves, the model must recompute all tokens of the window. The window moves by W / 2 tokens at once
-  (rounded down, at least 1). It starts at the smallest multiple of this number from which the rest
-  of the text fits into the window. If it moves more often, the predictions are hardly better
-  (benchmarks/LOG.md).
+  (rounded down, at least 1). The window starts at the smallest multiple of this number from which
+  the rest of the text fits into the window. If the window moves more often, the predictions are
+  hardly better (benchmarks/LOG.md).
 """
 
 from __future__ import annotations

@@ -48,8 +48,9 @@ class Continuation:
     ends a text and is not part of it."""
 
     def __init__(self, tokenizer: Tokenizer, stops: StopFilter, *, at_once: bool) -> None:
-        """With `at_once`, `take` decodes all its tokens in one piece. Use `at_once` only
-        without stop strings."""
+        """With `at_once`, each call of `take` decodes its tokens in one piece.
+
+        Use `at_once` only without stop strings."""
         self._decoder, self._stops, self._eot = tokenizer.stream(), stops, tokenizer.eot
         self._at_once = at_once
         self.tokens = 0
@@ -158,8 +159,10 @@ def generate_one(
 
 
 def _one_stream(model: GPT, params: SamplingParams, table: Table | None) -> Streams:
-    """One PyTorch stream. It replays recorded steps if the device can record CUDA graphs and the
-    network is builtin."""
+    """One stream that PyTorch computes.
+
+    PyTorch replays CUDA graphs if the device can record them and no part of the network is the
+    user's. Otherwise, PyTorch computes step by step."""
     from gptcli.cuda_graphs import can_record
     from gptcli.sampling.graph_streams import GraphStreams
     from gptcli.sampling.torch_streams import TorchStreams

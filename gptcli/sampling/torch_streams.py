@@ -95,7 +95,7 @@ class TorchStreams:
         self._groups: list[_Group] = []
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
-        """Add tokens: see Streams. Without `restart`, each stream must get equally many tokens."""
+        """Add tokens: see Streams. Without `restart`, all streams must get equally many tokens."""
         device = self._model.wte.weight.device
         if not restart:
             for group in self._groups:

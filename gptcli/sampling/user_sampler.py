@@ -26,8 +26,9 @@ from gptcli.sampling.stop_filter import StopFilter
 
 @dataclass(frozen=True)
 class UserSampler:
-    """The user's functions. `file` is the file's name for messages. `path` is the file that Python
-    runs.
+    """The user's sampling functions.
+
+    `file` is the file's name for messages. `path` is the file that Python runs.
 
     next_token(logits, seen_ids, u, t, k, p, m, penalty) returns an id. cut_at_stop(text, stops)
     returns (show, hold, stopped). `cut_at_stop` is None if the file does not define it."""
@@ -50,7 +51,7 @@ class UserSampler:
         If `allowed`, bool (V,), forbids the id, the user's function chooses again, as in
         choose_valid_token. This time, the logits of all forbidden ids are -inf.
 
-        Raises GptcliError if the user's function fails."""
+        Raises GptcliError if the user's function fails or does not return an id."""
         first = self._ask(logits, seen_ids, params, uniform)
         if allowed is None or allowed[first]:
             return first
@@ -86,13 +87,13 @@ class UserSampler:
         if not stops:
             return StopFilter(())
         if self.cut_at_stop is None:
-            raise self._unusable("--stop needs its function `cut_at_stop`, which it does not have")
+            raise self._unusable("--stop needs its function `cut_at_stop`, which is missing")
         return _UserStopFilter(self, stops)
 
     def cut(self, text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
         """Return (show, hold, stopped) from the user's cut_at_stop.
 
-        Raises GptcliError if the user's function fails."""
+        Raises GptcliError if the user's function fails or returns anything else."""
         found = self._call("cut_at_stop", text, list(stops))
         try:
             show, hold, stopped = found

@@ -33,15 +33,16 @@ def as_tensor(table: Table) -> Tensor:
 
 
 def state_after(table: Table, tokens: Sequence[int]) -> int:
-    """The UTF-8 state after a text whose last tokens are `tokens`. An invalid byte resets the
-    state to 0."""
-    state = 0
+    """The UTF-8 state after the text `tokens`.
+
+    Reads only the last tokens. The first of them can begin inside a character, so all states are
+    possible before it. A token that is invalid after every possible state is read again, as if it
+    began the text. If the token is invalid there, too, the state is 0."""
+    states = set(range(STATES)) if len(tokens) > _LONGEST else {0}
     for token in tokens[-_LONGEST:]:
-        after = table[state, token]
-        if after == INVALID:
-            after = table[0, token]
-        state = 0 if after == INVALID else after
-    return state
+        after = {table[state, token] for state in states} - {INVALID}
+        states = after or {table[0, token]} - {INVALID} or {0}
+    return min(states)
 
 
 def allowed(table: Tensor, states: Tensor) -> Tensor:

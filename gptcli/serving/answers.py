@@ -36,8 +36,7 @@ class Logprobs:
                 self.count += 1
 
     def take(self, length: int) -> dict[str, Any]:
-        """OpenAI's `logprobs` for the tokens that begin in the first `length` characters of the
-        text.
+        """OpenAI's `logprobs` for the tokens that begin in the text's first `length` characters.
 
         Each token is returned once. Tokens after the end of the text, such as those of a stop
         string, are never returned."""
@@ -118,7 +117,7 @@ def choice(
 
 
 def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
-    """OpenAI's `usage`: how many tokens the prompts have, how many the texts have, and the sum."""
+    """OpenAI's `usage`: how many tokens the prompts have, how many were generated, and the sum."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": new_tokens,

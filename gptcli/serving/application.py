@@ -31,7 +31,7 @@ from gptcli.serving.refusal import RETRY_AFTER, Refusal, overloaded
 _OPEN = ("/", "/health")  # paths that need no key
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _LONGEST_BODY = 30.0  # seconds in which a client must have sent the body of its request
-_LONG_BODY = 1 << 14  # bytes; a longer body is parsed in a thread, so that other texts go on
+_LONG_BODY = 1 << 14  # bytes; a longer body is parsed in a thread, so that answers go on
 _MOST_BODY_BYTES = 64 << 20  # the most bytes of all bodies that are being received
 _PAGE_HEADERS = {
     # The page loads nothing from anywhere, and no other page can show it in a frame.
@@ -114,7 +114,7 @@ class Application:
         return counting
 
     def _guarded(self, app: ASGIApp) -> ASGIApp:
-        """Wrap the application: refuse requests without a key, and requests of other web pages."""
+        """Wrap the application: refuse requests without a valid key or of other web pages."""
 
         async def guarding(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
@@ -148,9 +148,9 @@ class Application:
         """Raise Refusal (403) for a web page of another origin, unless the origin is allowed.
 
         A page that the user visits must not use a server on the user's machine. The browser sends
-        the page's origin with each request. If the page's host name points to this machine
-        (DNS rebinding), its requests have this name as host. So a local server without a key
-        answers only requests that name a host in _LOCAL."""
+        the page's origin with each POST request. If the page's host name points to this machine
+        (DNS rebinding), the page's requests have this name as host. So a local server without a
+        key answers only requests that name a host in _LOCAL."""
         host = urlsplit(f"//{headers.get('host', '')}")
         try:
             name = host.hostname
@@ -221,7 +221,10 @@ class Application:
         return completion
 
     async def _body(self, request: Request) -> bytes:
-        """The body of a request. Raises Refusal if it is too large or does not arrive in time."""
+        """The body of a request.
+
+        Raises Refusal if the body is too large, late or incomplete, or if the bodies that the
+        server is receiving are too large together."""
         most = self._limits.most_body_bytes
         length = request.headers.get("content-length", "0")
         too_large = Refusal(413, f"The body is larger than {most} bytes.", code="request_too_large")

@@ -46,7 +46,9 @@ _LOOK_AGAIN = 0.05  # seconds between two searches for texts that have waited to
 
 
 class QueueFullError(Exception):
-    """The server ends, too many texts wait, or too many texts are kept until clients read them."""
+    """The server ends, too many texts wait, or too many texts are kept until clients read them.
+
+    Its message says which: it completes "The server cannot answer now: "."""
 
 
 class TooLargeError(Exception):
@@ -58,13 +60,15 @@ Problem = Literal["expired", "ending", "failed", "memory"]
 
 @dataclass
 class Piece:
-    """The next part of a text. `tokens` is the number of all new tokens of the text so far."""
+    """The next part of a text. `tokens` is the number of the text's new tokens so far.
+
+    `tokens` is 0 in a piece with a problem."""
 
     text: str
     tokens: int
     stopped: StoppedBy | None = None
     scores: list[TokenScore] = field(default_factory=list)
-    """The scores of the new tokens, if the request wants them."""
+    """The scores of the new tokens, or of a part of the prompt, if the request wants them."""
     problem: Problem | None = None
     """Why the text ends early: it waited too long, the server ends, or an error occurred."""
 
@@ -171,10 +175,11 @@ class Batch:
         return out
 
     def step(self) -> list[Delivery]:
-        """Read a part of the prompts, then write the next tokens. Returns the new pieces.
+        """Score and read a part of the prompts, write the next tokens, and return the new pieces.
 
-        While prompts wait, a text gets its first token as soon as its prompt is read. The other
-        texts get a token about every _LONGEST_PAUSE seconds."""
+        If some prompts are still incomplete, a step writes tokens only for the texts whose prompts
+        have just become complete. The other texts get their next tokens when _LONGEST_PAUSE seconds
+        have passed since their last ones."""
         out = self._score_prompts()
         new = self._read_prompts()
         if self._reading and time.perf_counter() - self._all_written < _LONGEST_PAUSE:
@@ -203,7 +208,7 @@ class Batch:
         left = _PROMPT_TOKENS
         first: dict[int, Sequence[int]] = {}
         more: dict[int, Sequence[int]] = {}
-        shared: set[int] = set()  # prompts that this call reads; other samples of them copy
+        shared: set[int] = set()  # prompts that one slot reads now; other samples copy its cache
         for text in self._reading:
             if left <= 0:
                 break
@@ -276,7 +281,7 @@ class Batch:
         return text, Piece("", 0, why)
 
     def _choose_steps(self, count: int, seconds: float) -> None:
-        """Choose how many tokens the next call writes, so that it takes about _LONGEST_CALL."""
+        """Choose how many tokens of each text the next call writes in about _LONGEST_CALL."""
         each = seconds / count
         self._steps = max(1, min(_MOST_STEPS, 2 * count, int(_LONGEST_CALL / max(each, 1e-9))))
 
@@ -323,7 +328,7 @@ class Generator:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the thread. `loop` is the event loop in which it delivers the pieces."""
+        """Start the thread. `loop` is the event loop in which the thread delivers the pieces."""
         self._loop = loop
         self._thread.start()
 
@@ -343,13 +348,14 @@ class Generator:
             waiting = sum(len(one.queue) for one in self._batches.values())
             its = batch.queue.waiting(texts[0].client)
             others = self._most_waiting // _FOR_OTHERS
+            if self._ending:
+                raise QueueFullError("the server is shutting down")
             if (
-                self._ending
-                or waiting + len(texts) > self._most_waiting + batch.count
+                waiting + len(texts) > self._most_waiting + batch.count
                 or its + len(texts) > self._most_waiting + batch.count - others
                 or self._kept + size > self._most_kept
             ):
-                raise QueueFullError
+                raise QueueFullError("too many texts wait already")
             self._kept += size
             for text in texts:
                 batch.queue.add(text.client, text)

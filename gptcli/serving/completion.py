@@ -50,14 +50,14 @@ class _Growing:
         return piece.tokens > 0 or piece.stopped is not None
 
     def take(self) -> tuple[str, dict[str, Any] | None]:
-        """The text since the previous call, and its log-probabilities if the request wants them."""
+        """The text since the previous call, and its log-probabilities if they are collected."""
         text, self.parts = "".join(self.parts), []
         self.length += len(text)
         return text, None if self.logprobs is None else self.logprobs.take(self.length)
 
 
 class Completion:
-    """An ASGI application that answers one request. Sends the texts while they are generated."""
+    """An ASGI application that answers one request: as a stream, or with the complete texts."""
 
     def __init__(
         self,
@@ -134,8 +134,8 @@ class Completion:
         releases the memory that `submit` has reserved for the answer."""
         try:
             self._generator.submit(self._model.name, self._texts)
-        except QueueFullError:
-            raise overloaded("too many texts wait already") from None
+        except QueueFullError as error:
+            raise overloaded(str(error)) from None
         except TooLargeError:
             raise Refusal(
                 400,
@@ -229,8 +229,7 @@ class Completion:
                 return
 
     async def _send_complete(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Wait until all texts are complete. Then send the best `n` texts of each prompt in one
-        answer."""
+        """Wait until all texts are complete, then send the best `n` texts of each prompt."""
         while self._is_unfinished():
             if not await self._pieces():
                 return
@@ -266,8 +265,7 @@ async def _send_all(send: Send, data: bytes) -> None:
 
 
 def _mean_logprob(one: _Growing) -> float:
-    """The mean log-probability of a text's tokens; `best_of` keeps the texts with the largest
-    means."""
+    """The mean log-probability of a text's tokens. `best_of` keeps the largest means."""
     assert one.logprobs is not None
     return one.logprobs.sum / one.logprobs.count if one.logprobs.count else -math.inf
 

@@ -89,7 +89,7 @@ class CompletionRequest(BaseModel):
 
 
 def read_request(body: bytes) -> CompletionRequest:
-    """The request in a body. Raises Refusal (400) that names the wrong field."""
+    """The request in a body. Raises Refusal (400) if the body or one of its fields is wrong."""
     try:
         given = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Counts requests, texts and times of the server, and writes them in Prometheus' text format.
+"""Counts the server's answers, tokens and times, and writes them in Prometheus' text format.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/, version 0.0.4.
 """

@@ -87,7 +87,7 @@ class ServedModels:
         return iter(self._models.values())
 
     def named(self, name: str | None) -> ServedModel:
-        """The model called `name`; None means the first. Raises Refusal (404) if there is none."""
+        """The model called `name`; None means the first. Raises Refusal (404) for unknown names."""
         if name is None:
             return next(iter(self._models.values()))
         if name not in self._models:

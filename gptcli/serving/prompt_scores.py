@@ -17,7 +17,7 @@ from gptcli.serving.token_scores import TokenScore, scores_of
 class PromptScorer:
     """Scores prompts with the engine that samples.
 
-    The native engine opens its decoder for the first prompt."""
+    With the native engine, the first prompt opens a decoder, which later prompts use again."""
 
     def __init__(self, model: SamplingModel) -> None:
         self._model = model

@@ -32,7 +32,7 @@ _SWITCH_INTERVAL = 0.0005  # seconds that a thread waits for Python's lock (defa
 
 
 class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
-    """uvicorn's protocol. Closes connections that send no complete request or read no answer."""
+    """uvicorn's protocol. Closes connections that send no request in time or read no answer."""
 
     _timer: asyncio.TimerHandle | None = None
     _has_asked = False  # True if a request came since the last check
@@ -80,7 +80,7 @@ class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
             self._timer.cancel()
 
     def _check(self) -> None:
-        """Close the connection if the client neither sends a request nor reads its answer."""
+        """Close the connection if the client reads its answer too slowly, or sends no request."""
         self._timer = self.loop.call_later(_PATIENCE, self._check)
         is_answered = self.cycle is None or self.cycle.response_complete
         unsent = self.transport.get_write_buffer_size()
@@ -108,8 +108,9 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals until the server ends. uvicorn would then raise the signals again; this
-        method does not."""
+        """Handle signals until the server ends.
+
+        uvicorn would then raise the signals again. This method does not."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._signal) for number in numbers}
         try:

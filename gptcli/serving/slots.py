@@ -48,8 +48,8 @@ class Slots(Protocol):
 def open_slots(model: SamplingModel, count: int) -> Slots:
     """`count` slots of a model.
 
-    The native engine opens fewer if the memory is too small, and raises GptcliError if it is too
-    small for one slot."""
+    If the memory is too small for `count` slots, the native engine opens fewer. Raises GptcliError
+    if the memory is too small for one slot of the native engine."""
     if model.backend.native:
         return cast(NativeStreams, model.open_streams(count, SamplingParams()))
     table = valid_text.table_of(model.trained.tokenizer)

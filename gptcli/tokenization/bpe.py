@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from gptcli.tokenization.tokenizer import IdArray
 
-# GPT-2's pattern with possessive quantifiers (`++`), which find the same parts of a text without
+# GPT-2's pattern with possessive quantifiers (`++`), which find the same parts of a text with less
 # backtracking. GPT-2's original pattern is:
 # 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -41,13 +41,13 @@ _ENCODED_AT_ONCE = 2**20  # characters; this limits the memory of tiktoken
 
 
 class RankedTokenizer(Tokenizer):
-    """A BPE whose ordinary tokens have ids in the order of their ranks; it may have special tokens.
+    """A BPE whose ordinary tokens have ids in the order of their ranks.
 
     `ranked` has the bytes of the ordinary tokens in order of rank, and contains all 256 single
-    bytes. `special` maps the ids of special tokens to their names. The ordinary tokens get the
-    ids that are not in `special`. `encode` never returns a special token, except end-of-text if
-    `allow_eot` is true. If `special` is None, the last id is end-of-text, and no other token is
-    special.
+    bytes. `special` maps the ids of special tokens to their names, one of which must be in
+    END_NAMES. The ordinary tokens get the ids that are not in `special`. `encode` never returns a
+    special token, except end-of-text if `allow_eot` is true. If `special` is None, the last id is
+    end-of-text, and no other token is special.
     """
 
     eot: int
@@ -116,7 +116,7 @@ class RankedTokenizer(Tokenizer):
 
     @cached_property
     def merges(self) -> list[tuple[bytes, bytes]]:
-        """For each token of several bytes, the two tokens that were joined to make it.
+        """For each ordinary token of several bytes, the two tokens that were joined to make it.
 
         The pairs have the order of the ranks of the tokens that they make.
 

@@ -75,8 +75,9 @@ def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _B
     """Blocks of about `block` characters, spread evenly over a text; at most `limit` bytes in all.
 
     Reads the text once and keeps little more than `limit` bytes in memory. It keeps every block at
-    first. Whenever the kept blocks exceed `limit` bytes, it drops every second one, and from then
-    on it keeps half as many. A text of at most `limit` bytes is returned completely.
+    first. Whenever the kept blocks exceed `limit` bytes, it drops every second one of them, and
+    from then on it keeps only half as many of the next blocks. A text of at most `limit` bytes is
+    returned completely.
     """
     kept: list[tuple[str, int]] = []
     total, step = 0, 1

@@ -23,7 +23,7 @@ _CHARACTERS = _byte_characters()
 _BYTES = {char: value for value, char in enumerate(_CHARACTERS)}
 _TO_CHARACTERS = dict(enumerate(_CHARACTERS))
 _TO_BYTES = {
-    # A character that stands for no byte becomes U+FFFF, which Latin-1 cannot encode.
+    # A Latin-1 character that stands for no byte becomes U+FFFF, which Latin-1 cannot encode.
     **dict.fromkeys(range(0x100), 0xFFFF),
     **{ord(char): value for char, value in _BYTES.items()},
 }
@@ -35,7 +35,7 @@ def to_characters(piece: bytes) -> str:
 
 
 def from_characters(text: str) -> bytes:
-    """The bytes of a token, for which the characters `text` stand in the byte-level format.
+    """The bytes of a token that the byte-level format writes as the characters `text`.
 
     Raises KeyError for a character that stands for no byte."""
     try:

@@ -82,8 +82,7 @@ class CharTokenizer(Tokenizer):
 
     @cached_property
     def _lookup(self) -> tuple[Any, Any]:
-        """Two arrays, indexed by code point: the id of each character, and whether it has an
-        id."""
+        """Two arrays, indexed by code point: each character's id, and whether it has an id."""
         import numpy as np
 
         size = max(256, ord(max(self.chars)) + 1)

@@ -19,7 +19,9 @@ OTHER_RULES = {
     "end_of_word_suffix": "marks the end of words",
     "byte_fallback": "is not byte-level",
 }
-"""Keys of `model` in a tokenizer.json that gptcli does not support -> what they do."""
+"""Keys of `model` in a tokenizer.json that gptcli does not support.
+
+Each value says what a tokenizer with this key does."""
 
 
 class OtherTokenizerError(Exception):

@@ -35,10 +35,11 @@ _NORMALISERS = ("NFC", "NFD", "NFKC", "NFKD")
 class ImportedTokenizer(Tokenizer):
     """The byte-level BPE that a tokenizer.json describes. `decode(encode(text))` normalises text.
 
-    `stored` is the parsed file. `encode` never returns a special token (`"special": true`), but it
-    finds other added tokens in texts. `self.stored` is what `to_json` writes. `names[id]`
-    is a token as the file spells it. Raises ValueError, with a message for the user, if the
-    file asks for something that gptcli cannot do exactly."""
+    `stored` is the parsed file. `encode` finds the added tokens that are not special. Of the
+    special tokens (`"special": true`), it returns only end-of-text, and only if `allow_eot` is
+    true. `self.stored` is what `to_json` writes. `names[id]` is a token as the file spells it.
+    Raises ValueError, with a message for the user, if the file asks for something that gptcli
+    cannot do exactly."""
 
     kind = "bpe"
     eot: int
@@ -111,8 +112,7 @@ class ImportedTokenizer(Tokenizer):
         return ids
 
     def normalised(self, text: str) -> str:
-        """`text` in the Unicode normal form of this tokenizer, as `decode(encode(text))` returns
-        it."""
+        """`text` in the tokenizer's Unicode normal form, as `decode(encode(text))` returns it."""
         for form in self._normal_forms:
             text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
         return text

@@ -50,9 +50,10 @@ def load_tokenizer(
 ) -> Tokenizer:
     """The tokenizer that is stored in the file `path`.
 
-    The tokenizer is built again from the kind and the vocabulary in the file. Then its `to_json`
-    must return the content of the file. If it returns another text, gptcli has ignored a part of
-    the file that could make Hugging Face's `tokenizers` encode text in another way.
+    If gptcli wrote the file, the tokenizer is built again from the kind and the vocabulary in the
+    file. The file counts as damaged unless this tokenizer's `to_json` gives the same values as the
+    file. A value that differs is a part of the file that gptcli ignores, but that could change how
+    Hugging Face's `tokenizers` encodes text.
 
     To load a user's tokenizer, pass the user's class as `user_class`. If the folder `inside` is
     given, the file must lie in it after all links are resolved. If `other_programs` is true, the

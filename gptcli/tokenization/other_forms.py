@@ -1,4 +1,4 @@
-"""Says why usual characters are unknown to a tokenizer: Windows line ends, decomposed accents."""
+"""Says why usual characters are unknown to a tokenizer: Windows line ends, NFC and NFD accents."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def other_form(unknown: Iterable[str], known: Collection[str]) -> str | None:
         elif (letter := _letter_with(char, known)) is not None:
             parts = unicodedata.normalize("NFD", letter)
             sentences.append(
-                f"this text writes {letter} as {_count(len(parts))} characters ({_named(parts)}), "
-                "but the training text writes it as one: convert this text to the form NFC"
+                f"this text writes letters such as {letter} as {_count(len(parts))} characters "
+                f"({_named(parts)}), but the training text writes them as one: convert this text "
+                "to the form NFC"
             )
         else:
             return None

@@ -41,7 +41,7 @@ def safe_cuts(
     there is none. The default of `last_cut` is for a BPE with GPT-2's split pattern.
 
     If `longest` characters have no safe place, the text is cut after them, to limit the memory.
-    Such a cut changes the tokens next to it, but all tokens decode to the same text. No piece is
+    Such a cut can change the tokens next to it, but all tokens decode to the same text. No piece is
     longer than `longest + 2 * minimum`.
     """
     assert minimum > 0

@@ -134,8 +134,7 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 def last_cut_after_letter(text: str) -> int:
-    """The last position in `text` that is directly after a letter or digit, and directly before a
-    space or newline; 0 if there is none.
+    """The last position in `text` after a letter or digit and before a space or newline, or 0.
 
     No match of the alternatives in this file crosses such a position. No match before such a
     position depends on the text after it."""

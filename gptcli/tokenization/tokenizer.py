@@ -48,7 +48,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def pieces(self) -> Sequence[bytes]:
-        """The bytes of each token, in the order of ids. Those of a special token are its name."""
+        """The bytes of each token, in the order of ids. Special tokens have their names' bytes."""
 
     @property
     def vocab_size(self) -> int:
@@ -117,8 +117,9 @@ class Tokenizer(ABC):
 
     @property
     def reads_end_of_text(self) -> bool:
-        """Whether end-of-text is named `<|endoftext|>`, the name that `allow_eot` looks for in
-        texts."""
+        """Whether end-of-text is named `<|endoftext|>`.
+
+        `allow_eot` looks for this name in texts."""
         return self.eot is not None and self.token_bytes(self.eot) == END_OF_TEXT.encode()
 
     def last_cut(self, text: str) -> int:

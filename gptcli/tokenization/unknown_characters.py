@@ -12,7 +12,7 @@ from gptcli.tokenization.tokenizer import Tokenizer
 Rule = Literal["error", "drop", "replace"]
 MOST_NAMED = 5  # the most characters that one message names
 
-# A character -> a similar spelling that Unicode's decompositions do not give.
+# A character -> a similar spelling, which is tried before Unicode's decomposition.
 _ALIKE = {
     **dict.fromkeys("‘’‚‛′´`ʼ", "'"),
     **dict.fromkeys("“”„‟″«»", '"'),
@@ -113,8 +113,9 @@ def replacement(char: str, known: set[str]) -> str:
 def readable(tokenizer: Tokenizer, rule: Rule, text: str) -> tuple[str, str | None]:
     """The prompt `text` after data.unknown was applied, and a note that says what was changed.
 
-    The text does not change if all characters are known, or if the rule is "error". With this
-    rule, `encode` later raises an error with the position of the first unknown character."""
+    The text does not change, and the note is None, if all characters are known or if the rule is
+    "error". With this rule, `encode` later raises an error with the position of the first unknown
+    character."""
     if tokenizer.kind != "char" or rule == "error":
         return text, None
     known = KnownCharacters(tokenizer, rule)

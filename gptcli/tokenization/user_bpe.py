@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 LEARNS_FROM = 100_000
 """The largest number of characters that the user's `train` reads.
 
-A `train` in plain Python usually counts all pairs again for each merge. This takes about ten
-seconds for LEARNS_FROM characters."""
+A `train` in plain Python usually counts all pairs again for each merge. Such a `train` takes about
+ten seconds for LEARNS_FROM characters."""
 
 LONGEST_LINE = 1_000
 """The largest number of characters in a line. Longer lines are cut, because the time of an `encode`
@@ -102,7 +102,9 @@ class UserTokenizer(Tokenizer):
         return json.dumps({"version": "1.0", "model": model}, indent=1)
 
     def encoding_key(self) -> str:
-        """A key that changes if `encode` changes: the fingerprint and a hash of the user's file."""
+        """The fingerprint, and a hash of the user's file.
+
+        A change of the file can change the ids that `encode` returns."""
         source = getattr(sys.modules.get(type(self._user_object).__module__), "__file__", None)
         content = Path(source).read_bytes() if source else b""
         return f"{self.fingerprint()} {hashlib.sha256(content).hexdigest()}"
@@ -183,8 +185,8 @@ def line_cuts(pieces: Iterable[str], minimum: int) -> Iterator[str]:
     """Regroup the pieces of a text so that each can be encoded independently.
 
     Yields pieces of at least `minimum` characters; only the last one can be shorter. The text is
-    cut after newlines. A line of more than LONGEST_LINE characters is also cut at multiples of
-    LONGEST_LINE."""
+    cut only after newlines and, in a line of more than LONGEST_LINE characters, at multiples of
+    LONGEST_LINE from the line's beginning."""
     held = ""
     for piece in pieces:
         held += piece

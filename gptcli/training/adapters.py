@@ -3,8 +3,8 @@
     W = W0 + s B A,    s = alpha / rank
     dA = s B^T dW,     dB = s dW A^T
 
-The token embedding and the head have no adapters. If these two tables are small (see
-`trained_tables`), training changes them directly. In our measurements, a run with directly
+The token embedding and the head have no adapters. By default, training changes these two tables
+directly if they are small (see `trained_tables`). In our measurements, a run with directly
 changed tables learned more than a run with adapters for them (benchmarks/LOG.md).
 
 The passes compute with the folded weights W, by PyTorch or the C library, with or without CUDA
@@ -58,8 +58,8 @@ def trained_tables(
 ) -> list[str]:
     """The names of embedding and head if they are trained (see train.lora.embeddings), else [].
 
-    `targets` and `shapes` are as in `adapted_matrices`. If the head is tied, only the
-    embedding has a name."""
+    `auto` trains them if they have no more parameters than the adapters. `targets` and `shapes` are
+    as in `adapted_matrices`. If the head is tied, only the embedding has a name."""
     there = [name for name in TABLES if name in shapes]
     if config.embeddings == "auto":
         matrices = adapted_matrices(targets, shapes)
@@ -215,7 +215,8 @@ class Adapters:
     def state(self) -> dict[str, Tensor]:
         """The tensors that a checkpoint needs besides the folded weights: all W0, A and B.
 
-        It also needs the base weights of each trained table, for the export of the base model."""
+        A checkpoint also needs the base weights of each trained table, for the export of the base
+        model."""
         found = {
             f"{VALUE}{name}": matrix for name, matrix in self.parameters if name not in self.tables
         }

@@ -74,8 +74,8 @@ def largest_that_fits(sequences: int, ranks: int, fits: Callable[[int], bool]) -
 
     It is a divisor of `sequences`, the number of sequences in a step. Calls `fits` for
     micro-batches of 1, 2, 4, 8 ... sequences, and at last for all `sequences`. Stops when `fits`
-    returns False. The largest micro-batch for which `fits` returned True fits, and so do smaller
-    ones. Returns None if one sequence does not fit. If no divisor lets the ranks share evenly,
+    returns False. Each micro-batch up to the largest one for which `fits` returned True counts as
+    fitting. Returns None if one sequence does not fit. If no divisor lets the ranks share evenly,
     returns the largest divisor that is known to fit."""
     fitting, rows = 0, 1
     while rows < sequences and fits(rows):

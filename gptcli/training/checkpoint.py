@@ -108,7 +108,8 @@ def _write_folder(
 ) -> None:
     """Write all files to a temporary folder, then rename this folder atomically to `goal`.
 
-    Replaces a damaged checkpoint of that name. If an error occurs, deletes the temporary folder."""
+    Replaces a damaged checkpoint, or a link, that has this name. If an error occurs, deletes the
+    temporary folder."""
     temporary = files.temporary(goal)
     try:
         durable.disk.mkdir(temporary)
@@ -124,9 +125,10 @@ def _write_folder(
 
 
 def _valid_files(run: Path, step: int) -> dict[str, Any] | None:
-    """Sizes and hashes of a checkpoint's files; None if meta.json is missing or damaged.
+    """Sizes and hashes of a checkpoint's files; None if meta.json is missing or invalid.
 
-    Also None if the folder is a link, because gptcli writes nothing behind such a link."""
+    Also None if the system refuses to read it, or if the folder is a link: gptcli writes nothing
+    behind such a link."""
     if folder_of(run, step).is_symlink():
         return None
     try:
@@ -290,9 +292,9 @@ def newest_valid(run: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def best_valid(run: Path, *, as_arrays: bool = False) -> tuple[Checkpoint, list[str]]:
-    """The best checkpoint without its state, and notes for the user.
+    """The best checkpoint, or else the newest, without its state; and notes for the user.
 
-    If the best checkpoint is damaged, returns the newest valid one. Raises GptcliError if there is
+    If this checkpoint is damaged, returns the newest valid one. Raises GptcliError if there is
     no checkpoint, if all are damaged, or if the system refuses to read one."""
     first = choose_step(run, "best")
     _, notes = find_best_step(run)
@@ -308,7 +310,7 @@ def _first_valid(
 ) -> tuple[Checkpoint, list[str]]:
     """Try to load `steps` in order. Returns the first that loads, and the errors before it.
 
-    Raises GptcliError if no step loads."""
+    Raises GptcliError if no step loads, or at once if the system refuses to read a file."""
     notes: list[str] = []
     for step in steps:
         try:
@@ -364,15 +366,17 @@ def find_best_step(run: Path) -> tuple[int | None, list[str]]:
     if known == named:
         return known, []
     what = f"names step {named}" if named is not None else "is damaged or missing"
-    truth = f"the best step is {known}" if known is not None else "there is no best step"
-    return known, [f"{path} {what}; {truth}, according to the newest meta.json"]
+    truth = "no checkpoint is known to be the best"
+    if known is not None:
+        truth = f"the best step is {known}, according to the newest meta.json"
+    return known, [f"{path} {what}; {truth}"]
 
 
 def choose_step(run: Path, which: str) -> int:
-    """The step that `--checkpoint best|last|STEP` means. Without a best step, `best` means the
-    last.
+    """The step that `--checkpoint best|last|STEP` means.
 
-    Raises GptcliError if there is no such checkpoint."""
+    Without a best step, `best` means the last. Raises GptcliError if there is no such
+    checkpoint."""
     steps = steps_of(run)
     if not steps:
         raise GptcliError(

@@ -57,11 +57,11 @@ def steps_of(run: Path) -> list[int]:
 
 
 def refuse_other_link(run: Path) -> None:
-    """Raise GptcliError (exit code 1) if `checkpoints` links to another run's checkpoints, or to
-    files that are not checkpoints.
+    """Raise GptcliError (exit code 1) if `checkpoints` is a link that this run must not write to.
 
-    Also raises GptcliError if the link is broken. Call this before the first write. A run folder
-    that came from somebody else can contain such a link."""
+    The link may lead to another run's checkpoints, to files that are not checkpoints, or to a
+    missing place. Call this before the first write. A run folder that came from somebody else can
+    contain such a link."""
     folder = run / "checkpoints"
     if not folder.is_symlink():
         return

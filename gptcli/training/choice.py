@@ -1,7 +1,8 @@
 """Chooses network, tokenizer, batch size and dropout for a text and a budget of operations.
 
-The budget is the number of operations that the machine does in the time that the user gives. The
-rules were fitted to our runs: benchmarks/DIAL.md has the runs and the plot.
+The budget is the number of operations that the machine does in the time that the user gives, or in
+the steps that the user sets. The rules were fitted to our runs: benchmarks/DIAL.md has the runs and
+the plot.
 
 Dimensions: N parameters of the blocks, B batch, T context length, C channels.
 """
@@ -34,15 +35,15 @@ _EPOCHS_WITHOUT_AVERAGE, _AVERAGE_PER_DOUBLING, _MAX_AVERAGE = 20.0, 0.175, 0.35
 _LONG_DECAY = 0.8
 _MOST_EPOCHS, _MANY_EPOCHS = 80.0, 20.0  # train.max_epochs is 80 if a text is read over 20 times
 _TOKENS_PER_STEP, _STEP_AT_TOKENS = 2048, 3e6  # 2048 tokens a step in a training of 3e6 tokens
-# (least number of training tokens, context length). The second table is for texts that are read
-# more than 2.7 times.
+# (least number of tokens that the training reads, context length). The second table is for texts
+# that are read more than 2.7 times.
 _CONTEXTS = ((2.5e6, 256), (1.3e6, 128), (0.0, 64))
 _CONTEXTS_REPEATED = ((1e6, 256), (0.0, 128))
 _STEP_GROWS_SHORT, _STEP_GROWS_LONG = 0.6, 0.25  # a short training needs many small steps
 _CHARACTERS_PER_SUBWORD = 2.5
 _LONG_TEXT, _MIN_EPOCHS = 4e6, 0.6  # a text with more characters and fewer epochs gets subwords
 _MAX_CHAR_VOCABULARY = 8192  # a text with more different characters is read as bytes
-_ALPHABET_BYTES = 1.5  # a text with more bytes per character is in a script such as Chinese
+_ALPHABET_BYTES = 1.5  # a text with more bytes per character, such as Chinese, gets no subwords
 _SUBWORD_BYTES_PER_SECOND = 3e6  # the speed of reading and encoding on a slow machine
 _MOST_PREPARATION = 0.2  # encoding may take this share of the time
 _VAL_TOKENS = 0.24  # the most validation tokens for each token that the training reads
@@ -94,8 +95,9 @@ def decay_for(epochs: float) -> float:
 
 
 def best_size(operations: float) -> float:
-    """The number of parameters N that is best for a budget of operations. A token takes 6 N
-    operations."""
+    """The number of parameters N that is best for a budget of operations.
+
+    A token takes 6 N operations."""
     return _BEST_SIZE * float((operations / _AT_OPERATIONS) ** _SIZE_GROWS)
 
 
@@ -107,8 +109,7 @@ def block_parameters(n_layer: int, n_embd: int) -> float:
 def network_of_size(
     parameters: float, networks: Iterable[tuple[int, int]] = NETWORKS, **given: int
 ) -> tuple[int, int]:
-    """The (n_layer, n_embd) in `networks` whose number of block parameters is nearest to
-    `parameters`.
+    """The (n_layer, n_embd) in `networks` whose block parameters are nearest to `parameters`.
 
     "Nearest" is by ratio. `given` holds n_layer and n_embd if the user has set them. These values
     stay as they are."""
@@ -144,11 +145,11 @@ def choose_settings(
     - The network grows with the operations, up to about 6 parameters per character of the text.
     - The more often the text is repeated, the higher the dropout.
     - The longer the training, the larger the batch.
-    - A long text in an alphabet gets subwords under two conditions. With characters as tokens, the
-      run would read less than 60 % of the text. The encoding as subwords takes less than a fifth of
-      the `seconds` of the run.
-    - A validation split whose evaluation would take too long becomes smaller. A run
-      whose number of steps the user set has no time limit, so its split keeps its size."""
+    - A text of over 4 million characters gets subwords under three conditions. With characters as
+      tokens, the run would read less than 60 % of the text. The text has less than 1.5 bytes per
+      character. The encoding as subwords takes less than a fifth of the `seconds` of the run.
+    - A validation split whose evaluation would take too long becomes smaller. A run whose number of
+      steps the user set has no time limit, so its split keeps its size."""
     characters = max(1.0, text.characters * (1 - held_out))
     wanted, most = best_size(operations), _MAX_PARAMETERS_PER_CHARACTER * characters
     fixed = {

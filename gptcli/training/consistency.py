@@ -28,6 +28,9 @@ NO_EFFECT_ON_WEIGHTS = {
 }
 """The user can change these keys at --resume, because they do not change the weights."""
 
+LIMITS = ("train.minutes", "train.max_epochs")
+"""The limits on the number of steps. `--extend` removes them."""
+
 ROUNDING_ONLY = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads",
                  "run.parallel"}  # fmt: skip
 """The user can change these keys at --resume. A note says that numbers will round differently."""
@@ -48,15 +51,19 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
 
     The keys in NO_EFFECT_ON_WEIGHTS and ROUNDING_ONLY may differ. The text and the tokenizer's
     source may be at another path (`same_tokenizer` compares the tokenizer itself). `--extend` adds
-    steps, and removes a time limit. A checkpoint of an old version lacks keys that newer versions
-    have. Raises GptcliError if anything else differs."""
+    steps, and removes the limits of time and epochs. A checkpoint of an old version lacks keys that
+    newer versions have. Raises GptcliError if anything else differs."""
     odd, notes = [], []
     then: dict[tuple[str, ...], Any] = keys_and_values(
         meta["config"] if "config" in meta else {"model": meta.get("model", {})}
     )
-    # --extend removes a run's time limit, and requires only that max_steps is larger than in the
-    # newest plan. The newest plan can have a smaller max_steps than the checkpoint's config.
-    unlimited = then.get(("train", "minutes")) is not None and config.train.minutes is None
+    # --extend requires that max_steps is larger than in the newest plan. If a run has a time limit,
+    # its newest plan can have a smaller max_steps than the checkpoint's config.
+    had_time_limit = then.get(("train", "minutes")) is not None
+    steps_then, steps_now = then.get(("train", "max_steps")), config.train.max_steps
+    extended = type(steps_then) is int and (
+        steps_now > steps_then or (had_time_limit and config.train.minutes is None)
+    )
     for key, now in keys_and_values(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)
         added_later = key not in then and key[0] != "model"
@@ -64,9 +71,9 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
             continue
         if name in ("data.source", "data.val_source", "tokenizer.from"):
             continue
-        longer = name == "train.max_steps" and type(was) is int and (now > was or unlimited)
-        if unlimited and name == "train.minutes":
+        if extended and name in LIMITS and now is None:
             continue
+        longer = extended and name == "train.max_steps"
         if longer or name in NO_EFFECT_ON_WEIGHTS or name in ROUNDING_ONLY:
             notes.append(
                 f"{run / 'config.yaml'}: {name} is {in_words(now)}; the checkpoint has "

@@ -15,6 +15,7 @@ from gptcli.devices import choose_device, choose_dtype
 from gptcli.memory import total_memory
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.model.user_parts import UserParts
+from gptcli.tokenization import Tokenizer
 from gptcli.training.batch_size import with_fitting_batch_size
 from gptcli.training.estimate import adapter_parameters, seconds_per_step, training_bytes
 from gptcli.training.fine_tuning import with_few_steps
@@ -25,19 +26,25 @@ from gptcli.training.setup import resolve
 
 
 def dry_run_figures(
-    config: Config, user_parts: UserParts | None = None, *, is_short: bool = False
+    config: Config,
+    user_parts: UserParts | None = None,
+    tokenizer: Tokenizer | None = None,
+    *,
+    is_short: bool = False,
 ) -> dict[str, Any]:
     """The object that `train --dry-run --json` prints. Writes no run folder.
 
     The tokens go to a temporary folder. If the C library is not compiled yet, it is compiled into
-    the cache folder. `is_short` is true for a fine-tune whose number of steps depends on the text.
+    the cache folder. `tokenizer` is the base run's tokenizer (--from). `is_short` is true for a
+    fine-tune whose number of steps depends on the text.
+
     `seconds_estimate` includes evaluations. It comes from about two seconds of training on this
-    machine. It is None if the run does not fit in memory. `notes` are about the text and the
-    settings."""
+    machine, without torch.compile, because compiling can take a minute. It is None if the run does
+    not fit in memory. `notes` are about the text and the settings."""
     has_user_parts = user_parts is not None and user_parts.in_network()
     refuse_other_machine(config, has_user_parts=has_user_parts)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        corpus = open_text(config, user_parts=user_parts, cache=Path(folder))
+        corpus = open_text(config, tokenizer, user_parts, cache=Path(folder))
         train_tokens = len(corpus.train)
         val_tokens = len(corpus.val) if corpus.val else 0
         vocab_size = corpus.tokenizer.vocab_size
@@ -65,6 +72,11 @@ def dry_run_figures(
         step_seconds = seconds_per_step(
             config, vocab_size, dtype, device, config.run.engine, user_parts
         )
+        if config.run.compile:
+            notes.append(
+                "the time is an estimate for steps without torch.compile, because compiling takes "
+                "too long for a dry run"
+            )
     train = config.train
     tokens_per_step = config.tokens_per_step
     evaluations = -(-train.max_steps // int(train.eval_every)) if val_tokens else 0

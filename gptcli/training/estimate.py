@@ -24,7 +24,7 @@ _MEASURE_SECONDS = 2.0
 
 
 def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
-    """Bytes that the forward pass of a micro-batch keeps for the backward pass.
+    """Bytes of a micro-batch's activations: what the passes hold besides weights and gradients.
 
     The last row of this table counts once for each token. The other rows count for each token in
     each layer.
@@ -74,10 +74,11 @@ def memory_bytes(
     """Peak memory of a step in bytes, without the memory of the libraries themselves.
 
     It is the sum of four parts: the float32 master weights and their gradients; the working weights
-    and their gradients, if `bytes_each` is less than 4; the optimizer's state; the activations of
-    a micro-batch. The C library keeps no gradients of working weights. With low-rank adapters, the
-    optimizer has state only for the numbers that are trained, and the sum also includes these
-    numbers, their gradients and the base weights."""
+    and their gradients, if `bytes_each` is less than 4; the optimizer's state, with averages if the
+    run has them; the activations of a micro-batch. The C library keeps no gradients of working
+    weights. With low-rank adapters, the optimizer has state only for the trained numbers. The sum
+    then also includes these numbers, their gradients, and copies of the base weights of adapted
+    matrices and trained tables."""
     slots = slots_of(config.train)
     adapters = adapter_parameters(config, vocab_size)
     if adapters is not None:

@@ -69,8 +69,8 @@ def loss_by_text(
 ) -> tuple[float | None, tuple[tuple[str, float], ...]]:
     """The loss on a split. For a mixture, also a pair (name, loss) for each of its texts.
 
-    The loss of a mixture is the mean over its texts, weighted by their shares in the training. It
-    is None if `loss_on`, which evaluates one text, returned None."""
+    The loss of a mixture is the mean over its texts, weighted by their shares in the training. The
+    loss is None if `loss_on`, which evaluates one text, returned None."""
     if not isinstance(tokens, MixedTokens):
         return loss_on(tokens), ()
     losses: list[tuple[str, float]] = []

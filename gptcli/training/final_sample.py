@@ -44,7 +44,7 @@ def final_sample(
 
     Builds another model from the checkpoint on the disk, so the run's own model does not change.
     Yields nothing if the checkpoint's step is 0, if the checkpoint is too large to be read in time,
-    or if the run's last sample has the same step. Turns an error into a notice, because the run
+    or if the run drew its last sample at this step. Turns an error into a notice, because the run
     itself is complete."""
     begun = time.perf_counter()
     step = progress.step if progress.best_step is None else progress.best_step
@@ -75,8 +75,8 @@ def final_sample(
 def _streams(model: GPT, device: torch.device, own_parts: bool, threads: int) -> Streams:
     """A stream that samples with the C library if that is possible at once, else with PyTorch.
 
-    The C library must be compiled already. It needs a CPU, an arch that it supports, and no user's
-    parts."""
+    It is possible if the library is already compiled, the device is a CPU, the library supports the
+    arch, and the model has no user's parts."""
     backend = Backend("torch", "float32")
     if device.type == "cpu" and not own_parts and library.is_compiled(library.SAMPLING):
         backend = choose_backend("auto", "cpu", has_user_parts=False, arch=model.config.traits)

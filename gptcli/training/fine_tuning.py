@@ -1,5 +1,4 @@
-"""Fine-tuning (`train --from`) and LoRA: the config of a run that starts from the weights of
-another run.
+"""Fine-tuning (`train --from`) and LoRA: the config of a run that starts from another run.
 
 Importing this file imports no PyTorch. docs/finetune.md says how we found the defaults in this
 file.
@@ -31,7 +30,8 @@ def fine_tuning_config(stored: Config, overridden: Set[str], *, is_tuned: bool) 
     if the base run is itself a fine-tune: its low learning rate is not lowered again. Warm-up,
     eval_every, log_every, adapters and everything under `run` return to their defaults. For a new
     text, the keys of `data` except val_fraction return to their defaults, too. A run with adapters
-    uses AdamW and the default learning rate for adapters."""
+    uses AdamW and the default learning rate for adapters. If only the base run has adapters, the
+    learning rate is RATE_SHARE of the default for all weights."""
     values = stored.model_dump()
     if "data.source" in overridden:  # a new text: drop the old text's settings
         data = {**DataConfig().model_dump(), "val_fraction": values["data"]["val_fraction"]}

@@ -28,7 +28,7 @@ class Journal:
 
     `resumed_from` is the step from which a run resumes; None for a new run. `evaluated_at` and
     `sampled_at` are the steps of the last evaluation and the last sample that the checkpoint
-    records. The constructor deletes evaluations and samples of later steps, because the run
+    records. The constructor deletes all later steps, evaluations and samples, because the run
     repeats them.
 
     Raises GptcliError (exit code 1) if a file is a link, a pipe, a folder or too large."""
@@ -128,8 +128,8 @@ def _up_to(step: int) -> Callable[[bytes], bool]:
 class _LinesToKeep:
     """Decides for each line of metrics.jsonl whether a resumed run keeps it.
 
-    Afterwards, `notes` says which lines are missing. It assumes that a run logs step 1 and then
-    steps at equal distances."""
+    Afterwards, `notes` says which lines are missing. `notes` assumes that a run logs step 1 and
+    then steps at equal distances."""
 
     def __init__(self, resumed_from: int, evaluated_at: int) -> None:
         self._resumed_from, self._evaluated_at = resumed_from, evaluated_at
@@ -153,8 +153,9 @@ class _LinesToKeep:
         return kept
 
     def notes(self, path: Path) -> list[str]:
-        """Notes for the user: what is damaged or missing in the file. Call this method after the
-        last line."""
+        """Notes for the user: what is damaged or missing in the file.
+
+        Call this method after the last line."""
         found, steps = [], self._steps
         if self._unreadable:
             lines = (

@@ -75,9 +75,9 @@ def train(
     sample. If `should_stop` returns True, the run saves a checkpoint and finishes as "interrupted".
     The loop calls `wishes` after every step and fulfils the wishes before the next step. This
     changes no weights. If a loss or gradient is not finite (in float16 also with smaller loss
-    scales), the run finishes as "diverged" before the update. Raises GptcliError if the last
-    checkpoint, or the first of a fine-tune, cannot be written. No thread changes the run's
-    checkpoints after the generator has ended, been closed or raised an error."""
+    scales), the run finishes as "diverged" before the next update. Raises GptcliError if the last
+    checkpoint, or the first of a fine-tune, cannot be written. After the generator
+    has ended, been closed or raised an error, no thread begins to change the run's checkpoints."""
     loop = _Loop(setup, should_stop, wishes)
     try:
         yield from loop.events()
@@ -332,7 +332,7 @@ class _Loop:
             yield from self.sample()
 
     def sample(self) -> Iterator[Event]:
-        """Draw a sample. If this step has a checkpoint, save it again with the sample."""
+        """Draw a sample. If this step has a checkpoint, record there that it was drawn."""
         p = self.progress
         with self.state.averaged():
             text = generate_one(
@@ -344,7 +344,7 @@ class _Loop:
             return
         p.sampled_at = p.step
         yield SampleDrawn(p.step, "", text)
-        if self.saver.saved_at == p.step:  # this step's checkpoint lacks the sample
+        if self.saver.saved_at == p.step:  # this step's checkpoint does not record the sample
             yield from self.save()
 
     def grant_wishes(self) -> Iterator[Event]:

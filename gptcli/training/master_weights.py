@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gptcli.model.gpt import GPT
 
-_ALIGNED = 64  # for speed, each tensor starts at a multiple of 64 numbers, and so on a cache line
+_ALIGNED = 64  # for speed, tensors start at multiples of 64 numbers, where cache lines start
 
 
 class MasterWeights:
@@ -112,7 +112,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def take_gradients(self, *, add: bool) -> None:
-        """Copy the working weights' gradients to the large tensor. With `add`, add them to it.
+        """Copy the working weights' gradients to the large tensor. With `add`, add them there.
 
         A CUDA graph can record this method, because the host reads nothing from the GPU. The dtype
         must not be float32, and each weight must have a gradient."""

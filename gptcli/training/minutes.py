@@ -22,6 +22,7 @@ from gptcli.devices import choose_device, choose_dtype, choose_threads
 from gptcli.errors import GptcliError, is_out_of_memory
 from gptcli.fitting_values import fitting_values
 from gptcli.model.user_parts import UserParts
+from gptcli.tokenization import Tokenizer
 from gptcli.training.batch_size import with_fitting_batch_size
 from gptcli.training.choice import (
     PATIENCE,
@@ -107,20 +108,24 @@ def fit_to_minutes(
     *,
     is_strict: bool,
     ranks: int = 1,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[Config, TimeLimit, str]:
     """The config with as many steps as fit into `minutes`; also the TimeLimit, and a reason.
 
-    The reason says why the run has this number of steps. The training ends `minutes` after `begun`,
-    which is a value of time.perf_counter(). Also chooses the values of the keys in
+    The reason says why the run has this number of steps. The command is to end `minutes` after
+    `begun`, which is a value of time.perf_counter(). Also chooses the values of the keys in
     `choose`. model.dropout, train.average and train.decay_fraction depend on the number of epochs,
     and train.sample_every depends on the number of steps. `ranks` processes share the training.
-    Raises GptcliError if `is_strict` and the time is too short for 20 steps."""
+    `tokenizer` is the base run's tokenizer (--from). Raises GptcliError if `is_strict` and the time
+    is too short for 20 steps. If the model does not fit in memory, the number of steps does not
+    change, or an error is raised if `is_strict`."""
     seconds = 60.0 * minutes
     choose_threads(config.run.threads)
     limit = TimeLimit(begun + seconds - SECONDS_AT_END, seconds)
     config = with_values(config, {"train.minutes": minutes})
-    config, _ = follow_tokenizer(config)
-    corpus = open_text(config, user_parts=user_parts)
+    if tokenizer is None:
+        config, _ = follow_tokenizer(config)
+    corpus = open_text(config, tokenizer, user_parts)
     has_user_parts = user_parts is not None and user_parts.in_network()
     sized, notes = with_fitting_batch_size(
         resolve(config, corpus, has_user_parts=has_user_parts),
@@ -174,7 +179,9 @@ def fit_to_minutes(
         "train.sample_every": max(1, steps // _SAMPLES),
     }
     candidate = with_values(candidate, {key: values[key] for key in values if key in choose})
-    why = f"{1e3 * step_seconds:.3g} ms a step; the text is read {epochs:,.3g} times"
+    compiled = resolve(candidate, corpus, has_user_parts=has_user_parts).run.compile
+    uncompiled = " without torch.compile" if compiled else ""  # as `_measure` measures it
+    why = f"{1e3 * step_seconds:.3g} ms a step{uncompiled}; the text is read {epochs:,.3g} times"
     if epochs > _OVERFIT_EPOCHS and config.train.patience is None:
         why += ", so the model will overfit: more text helps more than more time"
     if steps == most:

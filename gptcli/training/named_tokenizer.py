@@ -41,14 +41,14 @@ def load_named(name: str, key: str = "tokenizer.from") -> NamedTokenizer:
 
 
 def follow_tokenizer(
-    config: Config, key: str = "tokenizer.from"
+    config: Config, key: str = "tokenizer.from", *, is_fine_tune: bool = False
 ) -> tuple[Config, Tokenizer | None]:
-    """Load the tokenizer that tokenizer.from names; return a config that suits it, and the
-    tokenizer.
+    """Load the tokenizer that tokenizer.from names; return a fitting config and the tokenizer.
 
     The returned config has the tokenizer's kind and size. Without `tokenizer.from`,
-    returns `config` and None. Raises GptcliError if the tokenizer cannot be used, or if the config
-    asks for another kind or size."""
+    returns `config` and None. `is_fine_tune` is true if the run has --from, which also determines
+    the tokenizer. Raises GptcliError if the tokenizer cannot be used, or if the config asks for
+    another kind or size."""
     section = config.tokenizer
     if section.from_ is None:
         return config, None
@@ -62,7 +62,7 @@ def follow_tokenizer(
         if is_meant and wanted != found:
             raise GptcliError(
                 f"tokenizer.{name} is {wanted}, but the tokenizer of {section.from_} has {found}",
-                f"leave tokenizer.{name} out, or leave out {key}",
+                f"leave tokenizer.{name} out" + ("" if is_fine_tune else f", or leave out {key}"),
             )
     values: dict[str, object] = {"kind": tokenizer.kind, "from_": shown(named.path.as_posix())}
     if tokenizer.kind == "bpe":
@@ -78,23 +78,23 @@ def follow_base_run(config: Config, run: Path) -> tuple[Config, Tokenizer]:
     tokenizer = load_tokenizer(run / "tokenizer.json", inside=run)
     section = config.tokenizer
     inherited = read_config(run).tokenizer.from_
-    hint = (
-        f"leave tokenizer.kind out; or leave out --from, and train a new model with {section.kind}"
-        if section.from_ in (None, inherited)
-        else "leave --tokenizer and tokenizer.from out; or leave out --from, and train a new model"
-    )
-    if section.from_ not in (None, inherited):
-        other = load_named(section.from_).tokenizer
+    named = section.from_ if section.from_ != inherited else None
+    if named is not None:
+        other = load_named(named).tokenizer
         if other.fingerprint() != tokenizer.fingerprint():
             raise GptcliError(
-                f"--from takes the tokenizer of {run}, but {section.from_} has another tokenizer",
-                hint,
+                f"--from takes the tokenizer of {run}, but {named} has another tokenizer",
+                "leave --tokenizer and tokenizer.from out; or leave out --from, and train a new "
+                "model",
             )
     if "kind" in section.model_fields_set and section.kind != tokenizer.kind:
         raise GptcliError(
             f"--from takes the tokenizer of {run}, whose kind is {tokenizer.kind}; "
             f"tokenizer.kind={section.kind} would have no effect",
-            hint,
+            "leave tokenizer.kind out"
+            if named is not None  # without --from, this tokenizer would refuse the kind, too
+            else "leave tokenizer.kind out; or leave out --from, and train a new model with "
+            f"{section.kind}",
         )
     from_ = shown(run.absolute().as_posix()) if tokenizer.kind in ("char", "bpe") else None
     followed = section.model_copy(update={"kind": tokenizer.kind, "from_": from_})

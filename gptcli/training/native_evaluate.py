@@ -7,11 +7,11 @@ from __future__ import annotations
 import numpy as np
 
 from gptcli.corpus.token_store import TokenStore
-from gptcli.memory import available_memory
 from gptcli.model.weights import Weights
 from gptcli.native import library
 from gptcli.native.engine import unsupported_reason
 from gptcli.native.loss import LossPasses, loss_bytes
+from gptcli.sampling.backend import free_memory
 
 _TOKENS_AT_ONCE = 2048
 
@@ -34,7 +34,7 @@ def evaluate_natively(
         return None
     rows = max(1, _TOKENS_AT_ONCE // context)
     sizes = {"most_tokens": rows * context, "threads": threads}
-    if loss_bytes(found, weights, **sizes) > (available_memory() or 8 << 30):
+    if loss_bytes(found, weights, **sizes) > free_memory(None):
         return None
     try:
         passes = LossPasses(found, weights, **sizes)

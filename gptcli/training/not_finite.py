@@ -16,7 +16,7 @@ def first_not_finite(model: GPT, batches: Iterable[tuple[Tensor, Tensor]]) -> st
 
     Checks the weights first. Then repeats the forward and backward passes of `batches`. Checks the
     outputs of the layers in the forward pass, and the gradients after the backward pass, beginning
-    with the last parameter."""
+    with the last parameter. Returns "not found ..." if all these numbers are finite."""
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             return f"the weight {name}"
@@ -37,7 +37,7 @@ def first_not_finite(model: GPT, batches: Iterable[tuple[Tensor, Tensor]]) -> st
             if found:
                 return f"the output of {found[0]}"
             if not bool(loss.isfinite()):
-                return "the loss (the logits were finite)"
+                return "the loss (the layers' outputs were finite)"
             loss.backward()  # type: ignore[no-untyped-call]
             for name, parameter in reversed(list(model.named_parameters())):
                 if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):

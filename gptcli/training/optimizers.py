@@ -232,7 +232,7 @@ class AdamW:
 def _shared_steps(states: list[dict[str, Tensor]]) -> list[Tensor]:
     """Give states with equal step counts one new tensor for the count, and return these tensors.
 
-    Adding 1 to one tensor is faster. Other parameters may have the old tensors, too."""
+    Adding 1 to one tensor is faster. The old tensors may also belong to states not in `states`."""
     shared = {float(state["step"]): state["step"].clone() for state in states}
     for state in states:
         state["step"] = shared[float(state["step"])]
@@ -328,8 +328,8 @@ RECIPES: dict[str, Recipe] = {
 def slots_of(train: TrainConfig) -> int:
     """How many float32 numbers a run keeps for a weight in a block's matrix, besides the weight.
 
-    The numbers are the optimizer's state. If the run averages
-    weights, the average of the weight is one more."""
+    The numbers are the optimizer's state, and the average of the weight if the run averages
+    weights."""
     return RECIPES[train.optimizer].slots + (1 if train.average > 0.0 else 0)
 
 

@@ -15,8 +15,7 @@ USABLE_SHARE = 0.9  # the estimate can be 15 % wrong, and other programs need me
 
 
 def out_of_memory(setup: Setup) -> GptcliError:
-    """The error, with the memory that is needed, the memory that is available, and settings that
-    fit."""
+    """The error: how much memory is needed, how much is available, and which settings fit."""
     with torch.device("meta"):
         parameters = count_parameters(
             GPT(setup.config.model, setup.corpus.tokenizer.vocab_size, user_parts=setup.user_parts)

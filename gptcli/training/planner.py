@@ -22,7 +22,7 @@ from gptcli.files.bounded import read_lines
 from gptcli.training.schedule import Plan
 
 SECONDS_AT_END = 1.3
-"""The time reserved for the start of Python, the last messages and the exit."""
+"""The time reserved for the start of Python, the final sample, the last messages and the exit."""
 _SPEED_SHARE = 0.08  # the speed is an average over this share of the whole time
 # The planner considers a new plan after `_CONSIDER_SHARE` of the remaining time, but not before
 # `_CONSIDER_LEAST` seconds have passed. If steps are fast, it also considers one at the step
@@ -128,7 +128,7 @@ class PlanHistory:
 
     @staticmethod
     def of(run: Path, config: Config, meta: dict[str, Any], step: int) -> PlanHistory:
-        """The history of a run. `step` and `meta` are those of its newest checkpoint.
+        """The history of a run. `step` and `meta` are those of the newest checkpoint.
 
         Plans up to the checkpoint are in its meta.json. Later plans are in metrics.jsonl."""
         if config.train.minutes is None:
@@ -171,8 +171,10 @@ def _plans(lines: Iterable[bytes]) -> tuple[list[Plan], int]:
 
 
 def _in_order(plans: Iterable[Plan]) -> list[Plan]:
-    """The valid plans. A plan is valid if its step is above the step of the previous valid plan,
-    and its max_steps is not below its step."""
+    """The valid plans.
+
+    A plan is valid if its step is above the step of the previous valid plan, and its max_steps is
+    not below its step."""
     found: list[Plan] = []
     for step, max_steps in plans:
         if max_steps >= step and (not found or step > found[-1][0]):
@@ -181,7 +183,7 @@ def _in_order(plans: Iterable[Plan]) -> list[Plan]:
 
 
 def time_left(config: Config, used: float) -> TimeLimit | None:
-    """The time limit of a run that resumes and has used `used` seconds; None if it has none."""
+    """The time limit of a run that resumes after `used` seconds; None if it has no limit."""
     if config.train.minutes is None:
         return None
     seconds = 60.0 * config.train.minutes

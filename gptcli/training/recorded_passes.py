@@ -56,8 +56,9 @@ class RecordedPasses:
         self._shapes: dict[tuple[int, ...], _OneShape] = {}
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
-        """Return the mean loss; leave the mean gradients in the master weights, as
-        `forward_backward` does."""
+        """Return the mean loss; leave the mean gradients in the master weights.
+
+        If a recording fails, `forward_backward` computes the same."""
         waiting = iter(batches)
         first = next(waiting)
         shape = tuple(first[0].shape)
@@ -109,8 +110,9 @@ class _OneShape:
         None if the recording failed."""
 
     def replay(self, batch: Batch, *, add: bool) -> None:
-        """Replay a graph. It adds the micro-batch's loss to `total`. It sets the gradients, or adds
-        to them if `add` is true."""
+        """Replay a graph, which adds the micro-batch's loss to `total`.
+
+        The graph sets the gradients, or adds to them if `add` is true."""
         self.idx.copy_(batch[0], non_blocking=True)
         self.targets.copy_(batch[1], non_blocking=True)
         graph = self.graphs[add]

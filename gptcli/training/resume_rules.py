@@ -13,7 +13,7 @@ from gptcli.corpus.shard_corpus import names_shards
 from gptcli.errors import GptcliError
 from gptcli.files.names import path_of, shown
 from gptcli.files.paths import shell_word
-from gptcli.training.consistency import NO_EFFECT_ON_WEIGHTS, ROUNDING_ONLY
+from gptcli.training.consistency import LIMITS, NO_EFFECT_ON_WEIGHTS, ROUNDING_ONLY
 from gptcli.training.run_commands import resume_command
 from gptcli.training.schedule import lr_at, resolve_rate, resolve_warmup
 from gptcli.training.text_of_run import absolute_texts
@@ -68,6 +68,8 @@ def config_for_resume(
     if wanted.train.batch_size == "auto" and wanted.train.sequences == stored.train.sequences:
         changes.pop("train.batch_size", None)  # the run keeps the numbers that `auto` chose
         changes.pop("train.grad_accum", None)
+    if not extend and "train.max_steps" not in explicit and _keeps_steps(stored, wanted):
+        changes.pop("train.max_steps", None)
     auto = stored.train.model_copy(update={"learning_rate": "auto", "warmup_steps": "auto"})
     if changes.get("train.learning_rate") == "auto":
         changes["train.learning_rate"] = resolve_rate(auto, stored.model.n_embd)
@@ -78,13 +80,13 @@ def config_for_resume(
         if key == "train.max_steps":
             if extend and new > steps:
                 # The number of steps is fixed from now on.
-                changes |= {"train.minutes": None, "train.max_epochs": None}
+                changes |= dict.fromkeys(LIMITS)
                 notes.append(_extension_note(stored, new, step))
             else:
                 refused[key] = new
         elif key in ("data.source", "data.val_source"):
             pass  # the text may have moved: prepare_resume compares contents
-        elif key in ("train.minutes", "train.max_epochs") and new is None and extend:
+        elif key in LIMITS and new is None and extend:
             pass  # --extend removes the limits of time and epochs
         elif key == "tokenizer.from":
             pass  # prepare_resume compares the tokenizers
@@ -203,6 +205,16 @@ def _keeps_tokenizer(stored: Config, wanted: Config) -> bool:
     path = path_of(name)
     places = (path, Path("runs", path))
     return stored.tokenizer.from_ in [shown(place.absolute().as_posix()) for place in places]
+
+
+def _keeps_steps(stored: Config, wanted: Config) -> bool:
+    """Whether both configs set the same limit, which gave the run its number of steps.
+
+    gptcli plans the number of steps for `train.minutes`, and lowers it for `train.max_epochs`."""
+    ours, theirs = stored.train, wanted.train
+    if ours.minutes is not None or ours.max_epochs is None:
+        return ours.minutes is not None and ours.minutes == theirs.minutes
+    return ours.max_epochs == theirs.max_epochs and ours.max_steps < theirs.max_steps
 
 
 def _same_source(key: str, stored: Config, wanted: Config) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gptcli.files.paths import shell_word
 from gptcli.training.run_folder import read_status
@@ -24,17 +25,31 @@ def resume_command(
     return " ".join([*words, "--out", shell_word(run), *_part_options(files or {})])
 
 
-def train_again_command(run: Path) -> str:
-    """The command that trains a run again from its first step, with the config in its folder."""
+def train_again_command(
+    run: Path, out: Path | None = None, status: Mapping[str, Any] | None = None
+) -> str:
+    """The command that trains a run again from its first step, with the config in its folder.
+
+    The new run goes to the folder `out`; None: it replaces the run. `status` is the content of
+    run.json; None: it is read."""
     from gptcli.model.user_parts import parts_of
 
-    status = read_status(run)
+    status = dict(read_status(run) if status is None else status)
     words = ["gptcli train", shell_word(run / "config.yaml")]
+    if (base := base_of(status)) is not None:
+        words += ["--from", shell_word(base)]
+    words += ["--out", shell_word(run if out is None else out), *(["--overwrite"] * (out is None))]
+    return " ".join([*words, *_part_options(dict.fromkeys(parts_of(status), "FILE"))])
+
+
+def base_of(status: Mapping[str, Any]) -> str | None:
+    """The folder of the run whose weights a fine-tune started from; None for other runs.
+
+    `status` is the content of run.json. The config does not have this folder, so a command that
+    trains the config again needs --from."""
     origin = status.get("started_from")
-    if isinstance(origin, dict) and isinstance(origin.get("run"), str):
-        words += ["--from", shell_word(origin["run"])]
-    files = dict.fromkeys(parts_of(status), "FILE")
-    return " ".join([*words, "--out", shell_word(run), "--overwrite", *_part_options(files)])
+    found = origin.get("run") if isinstance(origin, Mapping) else None
+    return found if isinstance(found, str) else None
 
 
 def _part_options(files: Mapping[str, str]) -> list[str]:

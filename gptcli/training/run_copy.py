@@ -78,8 +78,8 @@ class RunCopy:
     def _is_its_journal(self) -> bool:
         """Whether the local run was just fetched from the URL.
 
-        A fetch skips damaged checkpoints. So if it was, all newer checkpoints at the URL are
-        damaged."""
+        A fetch skips damaged checkpoints. So if the run was just fetched, all newer checkpoints at
+        the URL are damaged."""
         if not steps_of(self._run):
             return False
         try:
@@ -99,13 +99,14 @@ class RunCopy:
             self._changed.notify_all()
 
     def problems(self) -> list[str]:
-        """The warnings since the previous call of this method."""
+        """One warning if the newest upload failed and no earlier call has returned it, else []."""
         again = f"{self._safe}. The training continues, and copies again after the next checkpoint"
         return [f"WARNING: {why}. {again}" for why in self._new_problems()]
 
     def finish(self, should_stop: Callable[[], bool], seconds: float) -> list[str]:
-        """Upload what is not uploaded yet. Stop after `seconds`, or when `should_stop()` is true.
-        Return warnings."""
+        """Upload what is not uploaded yet; return warnings.
+
+        Stops after `seconds`, or when `should_stop()` is true."""
         self._new_problems()
         self.saved()
         goal, limit = self._asked, time.monotonic() + seconds

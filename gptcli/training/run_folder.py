@@ -201,7 +201,7 @@ def write_config(run: Path, config: Config) -> None:
 def delete_unstarted(run: Path) -> None:
     """Delete a new run's files if an error ended the run before its first step.
 
-    Afterwards a new run can have its name. Deletes nothing if run.json says how the run ended."""
+    Afterwards a new run can use the folder. Deletes nothing if run.json says how the run ended."""
     metrics = run / "metrics.jsonl"
     with suppress(OSError):
         begun = metrics.exists() and metrics.stat().st_size > 0
@@ -340,7 +340,7 @@ def _move(path: Path, goal: Path) -> None:
 
 
 def _has_checkpoints(run: Path) -> bool:
-    """Whether `run` has checkpoints. Without a config.yaml, they are left from an earlier run."""
+    """Whether `run` has checkpoints of its own: without config.yaml, they are an earlier run's."""
     return (run / "config.yaml").exists() and _has_steps(run)
 
 

@@ -16,8 +16,9 @@ machine that trains it."""
 
 
 class RunSummary:
-    """Collects a run's results. run.json gets the keys of `begun()` when the run starts, and those
-    of `ended()` when it ends."""
+    """Collects a run's results for run.json.
+
+    run.json gets the keys of `begun()` when the run starts, and those of `ended()` when it ends."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup

@@ -50,7 +50,8 @@ class Saver:
 
     def __init__(self, run: Path, keep: int, every: int | str, saved_at: int | None) -> None:
         self.saved_at = saved_at
-        """The step of the newest checkpoint, which a thread may still be writing."""
+        """The step of the newest checkpoint, which a thread may still be writing. None if there is
+        no checkpoint, or if the last save failed."""
         self._run, self._keep, self._every = run, keep, every
         self._folder = _identity(run)
         self._writing: _Writing | None = None
@@ -143,7 +144,7 @@ class Saver:
 
         Another run may get the folder. So the thread must not rename the checkpoint, mark it as
         best or delete other checkpoints any more. If the thread has already begun to do this, waits
-        briefly until it has ended."""
+        until it has ended, but at most half a second."""
         self._abandoned = True
         if self._renaming.acquire(timeout=_ABANDON_SECONDS):
             self._renaming.release()
@@ -205,7 +206,7 @@ class _AbandonedError(Exception):
 def _identity(run: Path) -> os.stat_result:
     """The `os.stat` result of RUN/.lock. It changes if another run folder replaces this one.
 
-    While this process holds .lock open, no other file can get its inode number. If there is no
-    .lock, returns the result for the folder."""
+    While this process holds .lock open, no other file can get the inode number of .lock. If there
+    is no .lock, returns the result for the folder."""
     lock = run / ".lock"
     return (lock if lock.exists() else run).stat()

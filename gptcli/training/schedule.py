@@ -59,7 +59,7 @@ def decay_at(step: int, plans: Sequence[Plan], decay_fraction: float) -> float:
 
 
 def average_weight(step: int, *, share: float, max_steps: int, plans: Sequence[Plan] = ()) -> float:
-    """How far the average moves towards the weights after step `step`: 0 (not at all) to 1.
+    """How far the average moves towards the weights after `step` steps: 0 (not at all) to 1.
 
     The exponential moving average has a time constant of `share` * max_steps steps. Until that many
     steps are done, the time constant is the number of steps so far. So the first update replaces

@@ -68,8 +68,9 @@ def rank_notes(config: Config) -> list[str]:
 
 
 def _mixture_notes(config: Config, corpus: Corpus) -> list[str]:
-    """A note with the shares of up to 12 mixed texts, and how often each text is read. []
-    if the run has only one text."""
+    """A note with the shares of up to 12 mixed texts, and how often each text is read.
+
+    [] if the run has only one text."""
     if not isinstance(corpus.train, MixedTokens):
         return []
     tokens = config.tokens_per_step * config.train.max_steps

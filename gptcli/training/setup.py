@@ -78,9 +78,9 @@ class Prepared:
 def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> Config:
     """`config` with values in place of `auto`, chosen for the text and for this machine.
 
-    Three keys keep `auto`: checkpoint_every, because the Saver decides by the clock; documents,
-    because it depends on the format of each file; and batch_size, which gptcli.training.batch_size
-    resolves later."""
+    Makes the paths of texts absolute. Lowers max_steps to what max_epochs allows. Three keys keep
+    `auto`: checkpoint_every, because the Saver decides by the clock; documents, because it depends
+    on the format of each file; and batch_size, which gptcli.training.batch_size resolves later."""
     train, run = config.train, config.run
     most = most_steps(config, corpus.train)
     if most is not None and most < train.max_steps:
@@ -130,8 +130,7 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
 def engine_notes(config: Config, user_parts: UserParts | None) -> list[str]:
     """Why the C library cannot be used, as a list with one note.
 
-    [] if it can be used, or if the user cannot fix the cause.
-    Call this before `resolve`."""
+    [] if it can be used, or if the user cannot fix the cause. Call this before `resolve`."""
     device = choose_device(config.run.device)
     _, note = choose_engine(
         config,
@@ -251,7 +250,8 @@ def prepare_resume(
         history = NO_PLANS
     reason = reason_to_stop(saved, config, history.max_steps) if saved is not None else None
     if not explicit & TEXT_KEYS and STDIN in (*config.data.sources, *config.data.val_sources):
-        config = config.model_copy(update={"data": stored.data})  # the run folder has a copy
+        # The run folder has a copy of standard input's text, and `stored` names this copy.
+        config = config.model_copy(update={"data": stored.data})
     named = named_texts(stored.data, config.data) | (explicit & TEXT_KEYS)
     if saved is not None and reason is not None and not named:
         checkpoint.delete_leftovers(run, saved.step)  # leftovers of a kill after the last step

@@ -76,8 +76,7 @@ def flops_per_token(model: GPT) -> float:
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device, seconds: float = _PEAK_SECONDS) -> float:
-    """The highest measured speed of matrix products in `dtype`: floating-point operations per
-    second.
+    """The highest measured speed of matrix products in `dtype`, in FLOP per second.
 
     The measurement takes about `seconds`. PyTorch's default generators keep their state."""
     best = 0.0
@@ -176,9 +175,12 @@ def least_seconds(
     weights, keys and values."""
     config = model.config
     weights = multiplied_weights(model)
-    cached = 2 * config.n_layer * config.n_embd * config.block_size * streams
-    reading = (weights + cached) * bytes_each / bytes_per_second
-    return max(reading, 2.0 * (weights * streams + cached) / flops)
+    rows = 2 * config.n_layer * config.block_size * streams
+    # Several query heads can share one head of keys and values. It is read once, and every query
+    # head multiplies it.
+    cached = rows * config.kv_heads * config.head_dim
+    multiplied = weights * streams + rows * config.attention_width
+    return max((weights + cached) * bytes_each / bytes_per_second, 2.0 * multiplied / flops)
 
 
 def read_speed(model: GPT, dtype: torch.dtype) -> float:

@@ -78,7 +78,7 @@ def _float32(data: bytearray, kind: str) -> bytearray:
 
 
 def is_finite(array: memoryview[float]) -> bool:
-    """Whether the sum of float32 numbers is finite. If it is, no number is NaN or infinite.
+    """Whether the sum of float32 numbers is finite. If so, no number is NaN or infinite.
 
     The sum is also infinite if the numbers are absurdly large. If the highest byte of every number
     shows that the number is small, no sum is computed."""
@@ -126,7 +126,7 @@ def refuse_larger_than_memory(size: int) -> None:
 def tensor_pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     """The bytes that safetensors.torch.save would write, in pieces: the header, then each tensor.
 
-    Does not copy float32 tensors on the CPU."""
+    Does not copy float32 tensors on the CPU. If a tensor has another dtype, there is one piece."""
     import torch
 
     if sys.byteorder != "little" or any(t.dtype != torch.float32 for t in tensors.values()):

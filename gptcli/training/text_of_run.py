@@ -82,7 +82,9 @@ def text_record(data: DataConfig, run: Path, content_key: str) -> dict[str, Any]
 
 
 def content_key_of(run: Path, meta: dict[str, Any] | None) -> str | None:
-    """The content key of the run's text: from a checkpoint's meta.json, else from run.json."""
+    """The content key of the run's text; None if it is not recorded.
+
+    It is in `meta`, a checkpoint's meta.json. If `meta` is None, it is in run.json."""
     found = meta.get("data") if meta is not None else _recorded(run).get("sha256")
     return found if isinstance(found, str) else None
 

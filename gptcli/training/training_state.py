@@ -160,8 +160,9 @@ class TrainingState:
 
 
 def progress_of(meta: dict[str, Any]) -> Progress:
-    """The counters in a checkpoint's meta.json. Raises KeyError or TypeError if they are
-    missing."""
+    """The counters in a checkpoint's meta.json.
+
+    Raises KeyError if they are missing, and TypeError if there is an unknown counter."""
     return Progress(**meta["progress"])
 
 

@@ -15,8 +15,7 @@ class ZeroGradients:
         self._in_a_row = 0
 
     def begin(self, grad_norm: float) -> bool:
-        """Whether this is the fifth step in a row with a gradient norm of 0. False for later
-        steps."""
+        """Whether this is exactly the fifth step in a row with a gradient norm of 0."""
         self._in_a_row = self._in_a_row + 1 if grad_norm == 0 else 0
         return self._in_a_row == _STEPS
 

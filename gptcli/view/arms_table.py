@@ -24,8 +24,10 @@ _LINES = 6  # the most curves in a chart
 
 @dataclass(frozen=True)
 class ArmRow:
-    """A row of the table: one config. `low` and `high` are the ends of the 95 % interval of its
-    loss, if known."""
+    """A row of the table: one config.
+
+    `low` and `high` are the ends of the 95 % interval of its loss, or None. `points` are pairs of
+    step and validation loss."""
 
     name: str
     points: Sequence[tuple[int, float]]
@@ -96,8 +98,9 @@ def _table(
 def samples_lines(
     samples: Sequence[tuple[str, str, str]], rows: int, console: Console
 ) -> list[Text]:
-    """The samples of the configs, side by side if each gets at least 36 columns. A sample is given
-    as (name, prompt, continuation)."""
+    """The samples of the configs, several of them side by side if each gets about 36 columns.
+
+    A sample is given as (name, prompt, continuation). It gets at most `rows` lines."""
     width = (console.width if console.is_terminal else max(80, console.width)) - 1
     together = max(1, min(len(samples), width // 38))
     column = (width - 3 * (together - 1)) // together

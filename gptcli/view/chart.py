@@ -1,4 +1,4 @@
-"""Draws the chart of the live view: a line of training losses, and a line of marked evaluations."""
+"""Draws a chart of losses: lines of training losses, lines of marked evaluations, and both axes."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _step_axis(lines: Sequence[Line], steps: tuple[int, int], columns: int, glyp
 
 
 def axis_labels(low: float, high: float, rows: int, dots: int) -> dict[int, str]:
-    """row -> label of the vertical axis: round numbers, or the axis's two ends if none fit."""
+    """row -> label of the vertical axis: round numbers, or the axis's ends if too few fit."""
     wanted = min(MOST_LABELS, max(3 if rows >= 6 else 2, rows // 4))
     found: dict[int, str] = {}
     for unit in _round_units(high - low):
@@ -150,7 +150,7 @@ def markers(
     up: tuple[float, float],
     ascii_only: bool,
 ) -> dict[int, int]:
-    """A dict from each column to the row of the newest point in it. Rows are counted from the top.
+    """A dict column -> row of the last point in this column. Rows are counted from the top.
 
     A point's row is the row in which `curve` would draw the point. Points outside the chart are
     left out.

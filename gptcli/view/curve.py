@@ -129,10 +129,10 @@ def _finite(curves: Iterable[Sequence[float]], begin: float) -> list[float]:
 
 
 def overlay(layers: Sequence[str]) -> tuple[str, list[int | None]]:
-    """Merge one row of each curve into one row. Returns the row's text, and the index of each
-    cell's last curve (None for an empty cell).
+    """Merge one row of each curve into one row.
 
-    In braille, the dots of several curves share a cell. In ASCII, the later curve's character
+    Returns the row's text, and the index of each cell's last curve (None for an empty cell). In
+    braille, the dots of several curves share a cell. In ASCII, the later curve's character
     stays."""
     cells, owners = list(layers[0]), [0 if cell != " " else None for cell in layers[0]]
     for number, layer in enumerate(layers[1:], 1):

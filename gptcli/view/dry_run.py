@@ -24,7 +24,8 @@ def dry_run_lines(plan: dict[str, Any]) -> list[str]:
         f"memory      about {plan['memory_bytes'] / 2**20:,.0f} MiB, not counting the libraries",
         "time        not measured, because the run does not fit into this machine's memory"
         if plan["seconds_estimate"] is None
-        else f"time        about {duration(plan['seconds_estimate'])} on this machine",
+        else f"time        about {duration(plan['seconds_estimate'])} on this machine"
+        + (", without torch.compile" if plan["compile"] else ""),
         f"machine     {plan['device']}, {plan['dtype']}"
         + (", compiled" if plan["compile"] else ""),
         *(f"note        {line}" for line in plan["notes"]),

@@ -41,7 +41,7 @@ def legend(unicode: bool) -> str:
 def head_map(
     heading: Text, pieces: Sequence[bytes], weights: Sequence[Row], width: int, encoding: str
 ) -> HeadMap:
-    """The map of one head: a row for each token, and a column for each token that it can look at.
+    """The map of one head: a row for each looking token, a column for each token looked at.
 
     At its end, each row names the token with the row's largest weight. If the map would be too
     wide, it shows only the last tokens."""

@@ -1,4 +1,4 @@
-"""Reads metrics.jsonl and samples.txt back into events, for `gptcli show` and resumed runs."""
+"""Reads metrics.jsonl and samples.txt back into events, for `gptcli show`, pages and resumes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _MAX_SAMPLE = 20_000
 def recorded_events(run: Path, *, has_time_limit: bool = True) -> Iterator[Event]:
     """The steps, evaluations and plans in metrics.jsonl, then the last sample in samples.txt.
 
-    Plans are left out if `has_time_limit` is false. In this case, --extend has removed the time
-    limit. Lines that gptcli did not write are left out, too. A missing or unreadable file counts as
-    empty."""
+    Plans are left out if `has_time_limit` is false: they belong to a time limit that --extend has
+    removed. Lines that gptcli did not write are left out, too. A missing or unreadable file counts
+    as empty."""
     best = math.inf
     with suppress(OSError):
         for line in read_lines(run / "metrics.jsonl", run):

@@ -27,8 +27,9 @@ class HeadRow:
 def heads_table(
     rows: Sequence[HeadRow], kinds: Sequence[str], height: int, unicode: bool
 ) -> list[Text]:
-    """A table of the first `height` heads. A head's row has the head's kind, and a percentage
-    for each of `kinds`."""
+    """A table of the first `height` heads.
+
+    A head's row has the head's kind, and a percentage for each of `kinds`."""
     widths = [max(6, len(kind)) for kind in kinds]
     head = "  ".join(f"{kind:>{wide}}" for kind, wide in zip(kinds, widths, strict=True))
     lines = [Text(f"{'layer':>5}  {'head':>4}  {'kind':<14}  {head}", style="dim")]
@@ -85,11 +86,11 @@ def path_table(
     width: int,
     encoding: str,
 ) -> list[Text]:
-    """A table for one token: what the heads of each layer looked at, and what the model would write
-    next after the layer.
+    """A table for one token: what the heads looked at, and what the model would write next.
 
-    `looked_at[i]` has the tokens at which the heads of row i looked, and their shares. It is None
-    for the row before the first block, and for a layer whose attention weights are unknown."""
+    There is a row for the state before the first block, and a row for each layer. `looked_at[i]`
+    has the tokens at which the heads of row i looked, and their shares. It is None for the row
+    before the first block, and for a layer whose attention weights are unknown."""
 
     def items(pairs: Sequence[tuple[bytes, float]]) -> str:
         return "".join(
@@ -122,8 +123,10 @@ class StepLines:
 def steps_lines(
     steps: Sequence[StepLines], pieces: Sequence[bytes], width: int, encoding: str
 ) -> list[Text]:
-    """The lines of the eight steps: names, shapes and numbers. Scores and weights have a column for
-    each token. Of long vectors, only the first numbers are shown."""
+    """The lines of the eight steps: names, shapes and numbers.
+
+    Scores and weights have a column for each token. Of long vectors, only the first numbers are
+    shown."""
     unicode = encoding.lower().startswith("utf")
     lines: list[Text] = []
     for step in steps:

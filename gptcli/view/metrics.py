@@ -53,8 +53,9 @@ def metrics_record(event: Event) -> Record | None:
 
 
 def passage_record(event: LookedInside) -> dict[str, Any]:
-    """The record that attention.jsonl gets after an evaluation. Each map is base64 of its lower
-    triangle, row by row."""
+    """The record that attention.jsonl gets after an evaluation.
+
+    Each map is base64 of its lower triangle, row by row."""
     return {
         "step": event.step,
         "ids": list(event.ids),

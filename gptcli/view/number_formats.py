@@ -91,7 +91,7 @@ def eta_seconds(steps_left: int, steps: int, seconds: float) -> float | None:
 
 
 class StepRate:
-    """Measures steps per second over about the last minute, which includes evaluations.
+    """Measures steps per second over about the last minute or longer, evaluations included.
 
     The first step of this process only starts the clock, and its time is not counted, because it
     can include a compilation. Steps before a resume are not counted, either.
@@ -131,7 +131,7 @@ def norm_text(norm: float) -> str:
 
 
 def rate_text(tokens_per_second: float | None, *, short: bool = False) -> str:
-    """A speed such as "61,234 tok/s", or "1.23M tok/s"; "- tok/s" if unknown."""
+    """A speed such as "61,234 tok/s", with `short` "61.2k tok/s"; "- tok/s" if unknown."""
     if tokens_per_second is None or not math.isfinite(tokens_per_second):
         return f"{UNKNOWN} tok/s"
     # "1.23M", not "1.23 M": scripts split lines at spaces.

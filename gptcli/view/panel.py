@@ -28,7 +28,7 @@ from gptcli.view.safe_text import clean, crop, ellipsis_for, sample_lines
 
 WIDEST_TEXT = 100  # cells; longer lines of text are harder to read
 CHART_SHARE = 0.6  # the chart's share of the rows; the sample below the chart gets the other rows
-WIDE, WIDE_ROWS = 140, 20  # in a window of this size, samples and notes are beside the curve
+WIDE, WIDE_ROWS = 140, 20  # from these columns and free rows on, samples are beside the curve
 WIDE_SHARE = 0.6  # the curve's share of the width of such a window
 EARLIER_ROWS = 3  # rows of text for each sample except the newest one
 LEAST_SAMPLE_ROWS = 2  # a single row of text is less useful than another row of chart
@@ -43,8 +43,9 @@ def panel(
     """The live view as at most `height` lines of at most `width` cells each.
 
     If the window is too small, the notes, the sample and the curve shrink and then disappear. In a
-    still smaller window, the headline disappears too, but the progress bar always stays. In a wide
-    window, samples and notes are beside the curve. Before the run starts, the list is empty.
+    still smaller window, the headline disappears too, but the progress line always stays. In a wide
+    and high window, samples and notes are beside the curve. Before the run starts, the list is
+    empty.
     """
     if status.started is None or width < 1 or height < 1:
         return []
@@ -232,8 +233,9 @@ def number_lines(status: RunStatus, width: int) -> list[Text]:
 
 
 def machine_line(status: RunStatus, live: LiveState, width: int) -> Text | None:
-    """The line with the memory held, the speed as a share of the machine's peak, and the newest
-    checkpoint. None if both the memory and the peak are unknown."""
+    """The line with memory held, speed as a share of the machine's peak, and newest checkpoint.
+
+    None if both the memory and the peak are unknown."""
     held, share = live.memory_held(), live.share_of_peak(status)
     if held is None and live.peak_flops is None:
         return None

@@ -39,7 +39,7 @@ PACED = (StepDone, Evaluated, SampleDrawn, Replanned, CheckpointSaved)
 
 
 # Into how many parts a run is divided for each kind of event. About one line is printed in each
-# part. So the number of lines does not grow with the length of the run.
+# part. So the number of these lines does not grow with the number of steps.
 PARTS: dict[type[Event], int] = {
     StepDone: 6,
     Evaluated: 5,
@@ -48,17 +48,20 @@ PARTS: dict[type[Event], int] = {
     CheckpointSaved: 1,
 }
 MOST_NOTICES = 5  # the most notices that are printed while the run trains, besides warnings
-SECONDS_APART = 60.0  # the longest time between two printed lines
+SECONDS_APART = 60.0  # the longest time between two printed lines, if steps are fast enough
 
 
 class PlainView:
-    """Prints about thirty lines in a run. If steps are fast enough, prints at least one a minute.
+    """Prints about thirty lines in a short run. In a longer run, prints at least one a minute.
+
+    If a step takes more than a minute, prints a line after each step.
 
     For some kinds of event, PARTS says into how many equal parts the steps of a run are divided. In
     each part, the first event of the kind is printed (for StepDone, the first logged step). The
     step line, the evaluation and the sample of the last step are printed, too. All warnings are
-    printed, but only the first MOST_NOTICES of the other notices. Events of other kinds are always
-    printed. metrics.jsonl has all logged steps and evaluations, and samples.txt has all samples.
+    printed. Of the other notices, only the first MOST_NOTICES are printed while the run trains.
+    Events of other kinds are always printed. metrics.jsonl has all logged steps and evaluations,
+    and samples.txt has all samples.
     """
 
     def __init__(self, console: Console) -> None:
@@ -122,8 +125,9 @@ class PlainView:
         return True
 
     def _is_turn_of_notice(self, event: Notice) -> bool:
-        """Whether to print a notice. A long run can have hundreds of notices on jumps of the
-        loss."""
+        """Whether to print a notice.
+
+        A long run can have hundreds of notices on jumps of the loss."""
         status = self._status
         trains = status.step is not None and status.current_step < status.max_steps
         if not trains or event.message.startswith("WARNING"):
@@ -141,8 +145,8 @@ class PlainView:
 def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> list[str]:
     """The log lines of one event. Call `status.absorb(event)` first.
 
-    Lines are shorter than 80 columns, except notices, diagnoses and hints. Two blanks separate the
-    fields. A field begins with its name, or ends with its unit.
+    Lines are shorter than 80 columns, except notices and lines at the end of the run. Two blanks
+    separate the fields. A field begins with its name, or ends with its unit.
     """
     if isinstance(event, StepDone):
         return [step_line(event, status)]

@@ -43,8 +43,10 @@ def run_end_lines(
     ending: str | None = None,
     encoding: str = "utf-8",
 ) -> list[Text]:
-    """The summary: how and at which step the run ended, its time and speed, its losses, which step
-    `sample` uses, and a diagnosis if it diverged.
+    """The summary of a run: how it ended, its steps, time, speed and losses.
+
+    The summary also says which step `sample` uses if this is not the last one. If the run diverged,
+    a diagnosis and a hint follow.
 
     The first three lines are shorter than 60 columns. The others can be longer. If the run has not
     ended, `ending` is the word for its state.
@@ -93,8 +95,9 @@ def run_end_lines(
 def last_lines(
     finished: Finished, status: RunStatus, console: Console, *, ending: str | None = None
 ) -> list[Text]:
-    """The curve, a sample and the summary. The window has room for these lines and the shell's
-    next prompt."""
+    """The curve, a sample and the summary.
+
+    The window has room for these lines and the shell's next prompt."""
     summary = run_end_lines(finished, status, ending=ending, encoding=console.encoding)
     size = console.size
     rows = rows_on_screen([line.cell_len for line in summary], size.width)

@@ -50,8 +50,10 @@ class RunNotes:
             self._notes["spike"] = Note(event.short, SECOND)
 
     def shown(self, overfits: str | None, most: int) -> list[Note]:
-        """At most `most` notes, the most important kinds first. `overfits` is the text of the
-        note on overfitting, which comes first; None: no such note."""
+        """At most `most` notes, the most important kinds first.
+
+        `overfits` is the text of the note on overfitting, which comes first. None means no such
+        note."""
         notes = dict(self._notes)
         if overfits is not None:
             notes["overfits"] = Note(overfits, f"bold {VAL}")

@@ -104,8 +104,9 @@ class RunStatus:
     def only_memorises(self) -> bool:
         """Whether the run has only memorised the training text since its best evaluation.
 
-        Both must be true. The loss on the training text fell since that evaluation. The validation
-        loss is over 2 % above the best one, or has not improved for two evaluations."""
+        True if two conditions hold. First, the loss on the training text fell since that
+        evaluation. Second, the validation loss is over 2 % above the best one, or has not improved
+        for two evaluations."""
         best, last = self.best, self.evaluated
         if best is None or last is None or self.recent_loss is None:
             return False

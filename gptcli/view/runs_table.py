@@ -32,7 +32,7 @@ class RunRow:
     """One row of `gptcli runs`; unknown values are None."""
 
     name: str
-    status: str  # one word: "done", "target", "patience", "interrupted", ...
+    status: str  # "done", "target", "patience", "interrupted", "running", "damaged", ...
     step: int
     max_steps: int | None
     train_loss: float | None
@@ -40,7 +40,7 @@ class RunRow:
     best_val_loss: float | None
     seconds: float | None
     parameters: int | None
-    when: datetime | None  # when the run was last written to, in local time
+    when: datetime | None  # when the run ended, or was last written to; in local time
     text: str | None = None  # the training texts; a mixture also has their shares
 
 
@@ -67,7 +67,7 @@ SORT_KEYS: dict[str, Callable[[RunRow], Any]] = {
 
 
 def sorted_rows(rows: Sequence[RunRow], order: Order) -> list[RunRow]:
-    """The rows sorted as `order` says. Rows without a value in its column always come last."""
+    """The rows sorted as `order` says. Rows without a value in the column come last."""
     key = SORT_KEYS[order.column]
 
     def is_known(row: RunRow) -> bool:

@@ -23,12 +23,13 @@ _INVISIBLE = dict.fromkeys((*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), 0x
 
 
 def clean(text: str, encoding: str = "utf-8") -> str:
-    """The text without characters that control the terminal. Newlines stay, carriage returns become
-    newlines, and tabs become blanks. A byte of a file name that is not UTF-8 becomes ASCII such as
-    `\\xe9`. An ASCII control character becomes its Unicode picture (from U+2400 on). Any other
-    control character, and any character without a fixed width, becomes U+FFFD. The zero-width
-    joiner, the soft hyphen and variation selectors are removed, so that one character is one glyph.
-    A character that `encoding` does not have becomes "?".
+    """The text without characters that control the terminal.
+
+    Newlines stay, carriage returns become newlines, and tabs become blanks. A byte of a file name
+    that is not UTF-8 becomes ASCII such as `\\xe9`. An ASCII control character becomes its Unicode
+    picture (from U+2400 on). Any other control character, and any character without a fixed width,
+    becomes U+FFFD. The zero-width joiner, the soft hyphen and variation selectors are removed, so
+    that one character is one glyph. A character that `encoding` does not have becomes "?".
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", TAB)
     if not (text.isascii() and text.replace("\n", "").isprintable()):

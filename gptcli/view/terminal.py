@@ -56,7 +56,9 @@ class LiveView:
         self._close([line] if line is not None else [])
 
     def handle(self, event: Event) -> None:
-        """Take in one event. Redraw if the last drawing is old enough; for a notice, always."""
+        """Take in one event. Redraw if the last drawing is old enough.
+
+        The start of the run and a notice always redraw. The end of the run closes the panel."""
         self._status.absorb(event)
         self._live.absorb(event)
         if isinstance(event, StepDone):

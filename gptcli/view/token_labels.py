@@ -11,10 +11,10 @@ _PLAIN = {" ": "_", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def token_label(piece: bytes, encoding: str = "utf-8") -> str:
-    """A token on one line. Blanks are visible. A byte of an incomplete character becomes text
-    such as `\\xe2`.
+    """A token on one line, with visible blanks.
 
-    If `encoding` is not a Unicode encoding, blanks become ASCII, such as `_` and `\\n`."""
+    A byte of an incomplete character becomes text such as `\\xe2`. If `encoding` is not a Unicode
+    encoding, blanks become ASCII, such as `_` and `\\n`."""
     text = piece.decode("utf-8", "backslashreplace")
     signs = _SIGNS if encoding.lower().startswith("utf") else _PLAIN
     return clean("".join(signs.get(c, c) for c in text), encoding) or '""'

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def waiting(what: str) -> Iterator[Callable[[str], None]]:
-    """Show `what` and three dots on the terminal (stderr) while the block runs.
+    """Show `what` and an ellipsis on the terminal (stderr) while the block runs.
 
     The block gets a function that shows another text instead, for example a count.
     Output to the terminal appears above the line. A terminal without cursor control keeps the line.

@@ -1,5 +1,4 @@
-"""The public interface of the library gptcli: names, signatures, types, and which modules `import
-gptcli` imports."""
+"""The public interface of `import gptcli`: names, signatures, types, and what it imports."""
 
 from __future__ import annotations
 
@@ -22,8 +21,9 @@ public_api.txt again."""
 
 
 def public_api() -> Iterator[str]:
-    """Yield a line for each public name of gptcli (functions with their signature), and a line for
-    each public member of each public class. The members of Config and CausalSelfAttention are left
+    """Yield a line for each public name of gptcli, and for each public member of public classes.
+
+    The line of a function has its signature. The members of Config and CausalSelfAttention are left
     out."""
     for name in gptcli.__all__:
         thing = getattr(gptcli, name)
@@ -46,8 +46,10 @@ def public_api() -> Iterator[str]:
 
 
 def members(name: str, cls: type) -> Iterator[str]:
-    """Yield a line for each public method, property and annotated attribute of a class, and for
-    some special methods. The fields of a dataclass are left out."""
+    """Yield a line for each public member of a class, and for some special methods.
+
+    Members are methods, properties and annotated attributes. The fields of a dataclass are left
+    out."""
     for member, value in vars(cls).items():
         shown = member in ("__iter__", "__len__", "__bool__", "_repr_html_")
         if member.startswith("_") and not shown:

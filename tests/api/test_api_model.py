@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,8 +22,9 @@ OLD = Path(__file__).parent.parent / "old_runs"
 
 @pytest.fixture(params=["native", "torch"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of the engine that samples. Each test that uses it runs once with each of the two
-    engines for a CPU."""
+    """The name of the engine that samples.
+
+    Each test that uses this fixture runs once with each of the two engines for a CPU."""
     name: str = request.param
     if name == "torch":
         none = library.Found(None, "the test wants PyTorch")
@@ -156,6 +158,18 @@ def test_logits_give_the_scores(model: gptcli.Model) -> None:
         (lambda m: m.generate(top_p=1.5), "top_p must be 0 to 1; got 1.5"),
         (lambda m: m.generate(top_k=0), "top_k must be a whole number, 1 or more; got 0"),
         (lambda m: m.generate(max_new_tokens=2.5), "max_new_tokens must be a whole number"),
+        (lambda m: m.generate(max_new_tokens=None), "max_new_tokens must be a whole number, 0 or"),
+        (lambda m: m.stream(max_new_tokens=None), "max_new_tokens must be a whole number, 0 or"),
+        (lambda m: m.generate(temperature=10**400), "temperature must be a finite number"),
+        (lambda m: m.generate(stop=None), "stop must be a text or a list of texts; got None"),
+        (lambda m: m.stream(stop=3), "stop must be a text or a list of texts; got 3"),
+        (lambda m: m.generate(stop=["a", b"b"]), "stop must be a text or a list of texts; got ["),
+        (lambda m: gptcli.load(3), "run must be a text or a path; got int"),
+        (lambda m: gptcli.load(m.run, mlp=b"x"), "mlp must be a text or a path; got bytes"),
+        (lambda m: gptcli.load(m.run, threads="2"), "threads must be a whole number, 1 or more"),
+        (lambda m: gptcli.load(m.run, threads=0), "threads must be a whole number, 1 or more"),
+        (lambda m: gptcli.check("x.py", 3), "there is no exercise `3`"),
+        (lambda m: gptcli.check("x.py").hint(None), "the level of a hint must be a whole number"),
         (lambda m: m.generate(seed=-1), "seed must be a whole number, 0 or more; got -1"),
         (lambda m: m.generate(repetition_penalty=0.0), "repetition_penalty must be 0.01 to 100"),
         (lambda m: m.generate(stop=""), "stop takes a text of at least one character"),
@@ -179,6 +193,17 @@ def test_a_wrong_value_is_an_error(call: Any, words: str, model: gptcli.Model) -
         call(model)
     assert words in caught.value.message
     assert caught.value.hint
+
+
+def test_other_types_of_the_same_value(model: gptcli.Model) -> None:
+    """NumPy's whole numbers and any iterable of stop strings mean what Python's own types mean."""
+    text = model.generate("KING", seed=3, max_new_tokens=40)
+    assert model.generate("KING", seed=np.int64(3), max_new_tokens=np.int64(40)) == text
+    stops = [text[5:7], text[8:10]]
+    cut = model.generate("KING", seed=3, max_new_tokens=40, stop=stops)
+    assert cut == model.generate("KING", seed=3, max_new_tokens=40, stop=(s for s in stops))
+    assert len(cut) < len(text)
+    assert gptcli.load(model.run, tokenizer=None, threads=np.int64(1)).run == model.run
 
 
 def test_nothing_to_generate(model: gptcli.Model) -> None:

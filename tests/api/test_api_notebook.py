@@ -24,8 +24,9 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Cell:
-    """Imitates the output of a notebook cell. `pages` holds what the cell has shown, one item for
-    each update."""
+    """Imitates the output of a notebook cell.
+
+    `pages` holds what the cell has shown, one item for each update."""
 
     def __init__(self) -> None:
         self.pages: list[str] = []
@@ -44,8 +45,9 @@ class Cell:
 
 @pytest.fixture
 def cell(monkeypatch: pytest.MonkeyPatch) -> Cell:
-    """Replaces IPython by an imitation with the functions that gptcli calls. Returns the imitated
-    notebook cell."""
+    """The cell of an imitated notebook, in which an imitation replaces IPython.
+
+    The imitation has the functions that gptcli calls."""
     found = Cell()
     ipython, display = types.ModuleType("IPython"), types.ModuleType("IPython.display")
     shell = types.SimpleNamespace(kernel=object())

@@ -1,10 +1,13 @@
-"""`gptcli.train` makes the same run as the command `gptcli train`. If the user's loop over the
-events ends early, the run is saved."""
+"""`gptcli.train` makes the same run as the command `gptcli train`.
+
+If the user's loop over the events ends early, the run is saved.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -39,8 +42,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def by_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that the command `gptcli train` trained on the small text, with a smaller version of
-    the shipped config `tiny`."""
+    """A run of the command `gptcli train` on the small text, with a smaller config `tiny`."""
     folder = tmp_path_factory.mktemp("command")
     (folder / "speeches.txt").write_text(TEXT, encoding="utf-8", newline="\n")
     arguments = ["tiny", f"data.source={folder / 'speeches.txt'}", *OVERRIDES]
@@ -374,6 +376,15 @@ def test_a_wrong_request_is_an_error_at_once(by_command: Path) -> None:
         (lambda: gptcli.train("tiny", {"model.n_layer": "six"}), "model.n_layer"),
         (lambda: gptcli.train("tiny", {"model.n_layer": object()}), "is no value of a config"),
         (lambda: gptcli.train("tiny", "model.n_layer=1"), "overrides must be a dict"),
+        (lambda: gptcli.train("tiny", None), "overrides must be a dict"),
+        (lambda: gptcli.train("tiny", ["a=\ud800"]), "is not valid Unicode"),
+        (lambda: gptcli.train("tiny", out=3), "out must be a text or a path; got int"),
+        (lambda: gptcli.train("tiny", out="\ud800"), "out: no file can have the name"),
+        (lambda: gptcli.train("tiny", from_run=[]), "from_run must be a text or a path; got list"),
+        (lambda: gptcli.train("tiny", block=3), "block must be a text or a path; got int"),
+        (lambda: gptcli.train("tiny", copy_to=3), "copy_to must be a text or a path; got int"),
+        (lambda: gptcli.train("tiny", minutes="1"), "minutes must be a number above 0"),
+        (lambda: gptcli.train("tiny", minutes=math.nan), "minutes must be a number above 0"),
         (lambda: gptcli.train(7), "config must name a config or texts; got int"),
         (lambda: gptcli.train([]), "a list of 0 texts"),
         (lambda: gptcli.train("tiny", extend=True), "extend needs resume"),

@@ -30,8 +30,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(cli: Any, text: str, text_file: Path, folder: Path) -> Path:
-    """A run folder, made once for all tests of this file. The run was trained with the solution of
-    the exercise `cache`, which is in cache.py beside the run folder."""
+    """A run folder, made once for all tests of this file.
+
+    The run was trained with the solution of the exercise `cache`. Before each test, this fixture
+    writes the solution to cache.py beside the run folder."""
     path = folder / "cache.py"
     path.write_text(text, encoding="utf-8")
     if not (folder / "run").exists():

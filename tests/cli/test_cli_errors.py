@@ -11,8 +11,7 @@ import pytest
 
 
 def form(outcome: Any) -> tuple[str, str]:
-    """The message and the hint that a command printed. Fails if the command printed anything
-    else."""
+    """The message and the hint of a command. Fails if the command printed anything else."""
     assert outcome.out == ""
     assert "Traceback" not in outcome.err
     message, _, rest = outcome.err.partition("\n")

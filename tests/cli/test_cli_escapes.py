@@ -1,5 +1,4 @@
-"""--escape: which escapes it replaces, which it refuses, and the note that gptcli prints if
---escape is missing."""
+"""--escape: which escapes it replaces and refuses, and the note if --escape is missing."""
 
 from __future__ import annotations
 

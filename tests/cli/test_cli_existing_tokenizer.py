@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from gptcli.config import Config
+from gptcli.errors import GptcliError
 from gptcli.tokenization import load_tokenizer
+from gptcli.training.named_tokenizer import follow_base_run
 
 SMALL = ("model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.block_size=16",
          "train.batch_size=4", "train.max_steps=5", "train.eval_every=5", "run.threads=1",
@@ -113,12 +116,62 @@ def test_the_kind_of_a_run_is_followed_and_other_wishes_are_refused(
         (("--tokenizer", pieces, f"tokenizer.from={trained}"), "cannot be used together"),
         (("--tokenizer", pieces, "--from", trained), "has another tokenizer"),
         (("--from", trained, "tokenizer.kind=byte"), "tokenizer.kind=byte would have no effect"),
+        (
+            ("--from", trained, f"tokenizer.from={trained}", "tokenizer.kind=byte"),
+            "has char\n\nhint: leave tokenizer.kind out\n",
+        ),
     ):
         sizes = SMALL[4:] if "--from" in words else SMALL
         outcome = cli("train", text_file, *sizes, *words, "--out", tmp_path / "no")
         assert outcome.code == 2, words
         assert message in outcome.err
         assert not (tmp_path / "no").exists()
+
+
+def test_a_config_that_names_the_base_runs_tokenizer_but_another_kind(
+    trained: Path,
+) -> None:
+    section = {"from": str(trained), "kind": "byte"}
+    with pytest.raises(GptcliError, match="would have no effect") as refused:
+        follow_base_run(Config.model_validate({"tokenizer": section}), trained)
+    assert refused.value.hint == "leave tokenizer.kind out"
+    section.pop("kind")
+    follow_base_run(Config.model_validate({"tokenizer": section}), trained)
+
+
+def test_a_fine_tune_needs_only_the_tokenizer_of_its_own_base_run(
+    cli: Any, tmp_path: Path, text_file: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan for --minutes also uses this tokenizer. It does not read the file that the key
+    tokenizer.from in the base run's config names."""
+    base = tmp_path / "base"
+    shutil.copytree(trained, base)
+    config = yaml.safe_load((base / "config.yaml").read_text("utf-8"))
+    config["tokenizer"]["from"] = str(tmp_path / "deleted")
+    (base / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    opened: list[object] = []
+
+    def open_text(_: Config, tokenizer: object, *more: object) -> None:
+        opened.append(tokenizer)
+        raise GptcliError("stopped here", "")
+
+    monkeypatch.setattr("gptcli.training.minutes.open_text", open_text)
+    outcome = cli("train", text_file, "--from", base, "--minutes", 1)
+    assert "stopped here" in outcome.err
+    (tokenizer,) = opened
+    assert tokenizer is not None
+
+
+def test_a_dry_run_allows_a_vocabulary_that_the_run_allows(
+    cli: Any, text_file: Path, pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A BPE tokenizer can have fewer tokens than tokenizer.vocab_size allows."""
+    run = tmp_path / "run"
+    train(cli, run, text_file, "--tokenizer", pieces)
+    monkeypatch.setattr("gptcli.training.dry_run.seconds_per_step", lambda *_: 0.01)
+    words = ("tokenizer.kind=bpe", "tokenizer.vocab_size=50000", "--from", run, "--dry-run")
+    outcome = cli("train", text_file, *words)
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.parametrize(

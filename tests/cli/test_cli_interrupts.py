@@ -75,8 +75,9 @@ def test_a_ctrl_c_that_the_caller_ignores_is_ignored(tmp_path: Path) -> None:
 
 
 def is_gone(group: int) -> bool:
-    """Whether all processes of the group end within ten seconds. The `mv` of the fake compiler may
-    still run for a moment."""
+    """Whether all processes of the group end within ten seconds.
+
+    The `mv` of the fake compiler may still run for a moment."""
     for _ in range(1000):
         try:
             os.killpg(group, 0)

@@ -1,5 +1,4 @@
-"""`gptcli learn`: its keys, its checks of saved files, hints, resets, and output without a
-terminal."""
+"""`gptcli learn`: keys, checks of saved files, hints, resets, output without a terminal."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ RIGHT = solution(LAYERNORM)
 
 
 class Learner:
-    """A session of `gptcli learn` without a terminal. Tests can press keys and save files in the
-    session."""
+    """A session of `gptcli learn` without a terminal, in which tests press keys and save files."""
 
     def __init__(self, folder: Path, edit: Callable[[Path, int | None], str]) -> None:
         self.now = 0.0
@@ -52,8 +50,7 @@ class Learner:
         self.settle()
 
     def settle(self) -> None:
-        """Let the session notice which files have changed, and wait until it has checked these
-        files."""
+        """Let the session notice changed files, and wait until it has checked these files."""
         for _ in range(4):
             self.session.tick()
         self.session._take(None)
@@ -296,6 +293,28 @@ def test_a_folder_that_cannot_be_used_is_an_error(tmp_path: Path, cli) -> None: 
         assert outcome.code == 2
         assert outcome.err.startswith("error: ")
         assert "gptcli learn" in outcome.err
+
+
+def test_without_keys_no_key_is_named_for_a_deleted_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("gptcli.cli.learn.sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.chdir(tmp_path)
+    folder = Path("my files")
+    steps = iter(range(100))
+
+    def sleep(seconds: float) -> None:
+        step = next(steps)
+        if step == 1:
+            (folder / "attention.py").unlink()
+        elif step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("gptcli.cli.learn.time", type("Clock", (), {"sleep": staticmethod(sleep)}))
+    text = " ".join(cli("learn", folder).out.split())
+    assert "gone: there is no file" in text
+    assert "start `gptcli learn 'my files'` again, which writes the skeleton" in text
+    assert "press" not in text.lower()
 
 
 def test_saves_are_followed_if_only_the_output_is_no_terminal(

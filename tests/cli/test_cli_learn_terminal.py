@@ -1,4 +1,4 @@
-"""`gptcli learn` in a real pseudo-terminal: keys, Ctrl-C, Ctrl-Z, the editor, a closed terminal."""
+"""`gptcli learn` in a pseudo-terminal: keys, Ctrl-C, Ctrl-Z, the editor, TERM=dumb."""
 
 from __future__ import annotations
 
@@ -84,8 +84,9 @@ class Terminal:
         self.output, self.seen = "", 0
 
     def until(self, text: str) -> str:
-        """Read the terminal's output until it contains `text`, and return all output so far. Each
-        call searches after the text that the previous call found. Fails after 300 seconds."""
+        """Read the terminal's output until it contains `text`, and return all output so far.
+
+        Each call searches after the text that the previous call found. Fails after 300 seconds."""
         end = time.monotonic() + 300
         while text not in self.output[self.seen :]:
             assert time.monotonic() < end, f"no {text!r} in {self.output[self.seen :][-2000:]!r}"
@@ -102,8 +103,7 @@ class Terminal:
         os.write(self.master, keys.encode())
 
     def rows(self) -> list[str]:
-        """The rows that the terminal's screen shows after the output that `until` has read so
-        far."""
+        """The rows of the terminal's screen after the output that `until` has read so far."""
         screen = Screen(80, 24)
         screen.write(self.output.replace("\r\n", "\n"))
         assert screen.wrapped == 0

@@ -1,5 +1,4 @@
-"""`gptcli look`: attention maps, logit lens and eight steps on a terminal; JSON, pages and
-errors."""
+"""`gptcli look`: attention maps, logit lens, eight steps, JSON, pages and errors."""
 
 from __future__ import annotations
 

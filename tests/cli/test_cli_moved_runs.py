@@ -1,4 +1,4 @@
-"""Runs still work after their folder, text or machine has changed. So do the commands in hints."""
+"""Runs still work after their folder, text or machine has changed. Commands in hints work, too."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ SMALL = (
 
 @pytest.fixture
 def project(tmp_path: Path, text_file: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that becomes the current folder. It holds the text texts/t.txt, and the run runs/r,
-    which was trained on this text."""
+    """A folder that becomes the current folder.
+
+    It holds the text texts/t.txt, and the run runs/r, which was trained on this text."""
     folder = tmp_path / "project"
     (folder / "texts").mkdir(parents=True)
     shutil.copy(text_file, folder / "texts" / "t.txt")
@@ -298,8 +299,7 @@ def test_a_text_of_resume_sets_only_the_text(project: Path, cli: Any) -> None:
 
 @pytest.fixture
 def disk(project: Path) -> Path:
-    """The folder that now holds the checkpoints of runs/r. runs/r/checkpoints is a link to this
-    folder."""
+    """The folder that holds the checkpoints of runs/r. A link runs/r/checkpoints leads to it."""
     place = project.with_name("disk")
     (project / "runs" / "r" / "checkpoints").rename(place)
     (project / "runs" / "r" / "checkpoints").symlink_to(place)

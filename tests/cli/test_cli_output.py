@@ -1,5 +1,4 @@
-"""gptcli's stdout and stderr if they are closed by the caller, if they are full, or if the program
-that reads them has ended."""
+"""gptcli with stdout or stderr that is closed, full, or read by a program that has ended."""
 
 from __future__ import annotations
 
@@ -21,8 +20,9 @@ Shell = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def shell(program: list[str]) -> Shell:
-    """shell(LINE, RUN, COMMAND, *WORDS) runs LINE in a shell. In LINE, "$@" stands for `gptcli
-    COMMAND RUN WORDS`."""
+    """shell(LINE, RUN, COMMAND, *WORDS) runs LINE in a shell.
+
+    In LINE, "$@" stands for `gptcli COMMAND RUN WORDS`."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
 
     def run_line(

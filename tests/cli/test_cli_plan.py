@@ -39,8 +39,8 @@ def test_the_figures_follow_from_the_arithmetic(cli: Any) -> None:
 
 
 def test_a_slow_network_shows(cli: Any) -> None:
-    """Each of 1,024 GPUs computes one sequence. It takes longer to send the gradients, so the GPUs
-    wait for the network."""
+    """Each of 1,024 GPUs computes one sequence. Sending the gradients takes longer than this
+    computation, so the GPUs wait for the network."""
     _, many = plans(cli, "--gpus", "1024", "train.batch_size=1", "train.grad_accum=1024")
     plan = many[1024, "ddp"]
     assert plan["exposed_seconds"] > 0

@@ -1,5 +1,4 @@
-"""Errors and hints for arguments of the wrong kind, such as a text or a checkpoint instead of a
-run."""
+"""Errors and hints for arguments of the wrong kind, such as a text instead of a run."""
 
 from __future__ import annotations
 
@@ -28,6 +27,10 @@ def here(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path
          "to continue a text: gptcli sample --prompt 'Où es-tu ?'"),
         (["sample", "a\nb"], "no run named `a b`",
          'to continue a text: gptcli sample --prompt "$TEXT"'),
+        (["inspect-batch", "mine", "5", "a", "b"], "`a`: one word too many",
+         "write gptcli inspect-batch RUN STEP [data.source=NEW] [data.val_source=NEW]"),
+        (["eval", "mine", "b"], "`b`: give only one run; `mine` is already one",
+         "leave one of them out"),
         (["sample", "some", "text here"], "`text here` is one word too many",
          "to continue a text: gptcli sample --prompt 'some text here'"),
         (["sample", "mine", "my", "text"], "`my` is one word too many",
@@ -51,6 +54,8 @@ def here(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path
          "name one of them, for example the newest: gptcli sample runs/mine"),
         (["sample", "temp=0.5"], "no run named `temp=0.5`",
          "write an option with two dashes: --temperature 0.5"),
+        (["sample", "PROMPT=x"], "no run named `PROMPT=x`",
+         "write an option with two dashes: --prompt x"),
         (["sample", "min"], "no run named `min`", "did you mean `mine`?"),
         (["score", "mine"], "no file named `mine`", "give a file, too: gptcli score mine FILE"),
         (["score", "runs/mine"], "runs/mine is a folder, not a text",

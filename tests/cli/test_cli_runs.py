@@ -47,8 +47,8 @@ def test_a_new_plan_changes_the_number_of_steps(cli: Any, trained: Path, tmp_pat
 def test_a_copy_of_the_folder_does_not_change_which_run_is_the_newest(
     cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`cp -r` gives all files new times, in any order. But gptcli takes each
-    run's start time from run.json."""
+    """`cp -r` gives all files new times, in any order. But gptcli takes the start of each run
+    from run.json."""
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("old", "new", "middle")):
         run = tmp_path / "runs" / name

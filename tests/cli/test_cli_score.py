@@ -33,8 +33,7 @@ def test_scores_add_up(cli: Any, trained: Path, tmp_path: Path) -> None:
     assert found["loss"] == pytest.approx(-math.fsum(scores) / len(text))
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
     assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2))
-    # The model was trained on this text, so its loss is lower on the text than on the reversed
-    # text.
+    # The model was trained on such sentences, so its loss is higher on the reversed text.
     file.write_text(text[::-1], encoding="utf-8")
     (backwards,) = objects(cli("score", trained, file, "--json").out)
     assert backwards["loss"] > found["loss"] + 1

@@ -16,8 +16,9 @@ import yaml
 
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder `runs` with the runs `one` and `two`. Run `two` has another n_layer and lower
-    validation losses."""
+    """The folder `runs` with the runs `one` and `two`.
+
+    Run `two` has another n_layer and lower validation losses."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("LINES", "40")

@@ -1,5 +1,4 @@
-"""`gptcli train` on several texts, standard input, folders that contain runs, and odd file
-names."""
+"""`gptcli train` on several texts, standard input, folders with runs, and odd file names."""
 
 from __future__ import annotations
 
@@ -365,6 +364,11 @@ def test_standard_input_without_the_field_is_noted(here: Path, stdin: Any) -> No
     stdin(b'{"text": "a"}\n{"text": 1}\n')
     with pytest.raises(GptcliError, match=r"^standard input:2: `text` is a number"):
         list(find_source("-").pieces())
+    stdin(b'{"text": "a"}\nplain text\n')
+    with pytest.raises(GptcliError, match=r"^standard input:2: not JSON") as refused:
+        list(find_source("-").pieces())
+    assert "rename" not in refused.value.hint
+    assert "save it in a .txt file" in refused.value.hint
 
 
 @pytest.mark.parametrize(

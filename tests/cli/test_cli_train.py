@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from gptcli.errors import GptcliError
 from gptcli.files.shipped import shipped_configs
 
 SMALL = (
@@ -204,6 +207,51 @@ def test_dry_run_writes_nothing(cli: Any, text_file: Path, tmp_path: Path) -> No
     assert "parameters" in cli("train", text_file, *SMALL, "--dry-run").out
 
 
+def test_dry_run_says_that_it_does_not_time_compiled_steps(
+    cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptcli.training.dry_run.seconds_per_step", lambda *_: 1.0)
+    words = ("train", text_file, *SMALL, "train.max_steps=50", "--dry-run")
+    for overrides, times in (((), 0), (("run.compile=true",), 2)):  # in the time, and in a note
+        outcome = cli(*words, *overrides)
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.count("without torch.compile") == times
+    plan = one_object(cli(*words, "run.compile=true", "--json").out)
+    assert plan["seconds_estimate"] > 50
+    assert any("without torch.compile" in note for note in plan["notes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("tiny",), None),
+        (("tiny", "--attention", "mine.py"), "checking your files"),
+        (("tiny", "--minutes", "1"), "reading the text and measuring this machine"),
+        (("data.csv",), "reading the text and measuring this machine"),
+    ],
+)
+def test_the_waiting_line_says_what_train_does(
+    words: tuple[str, ...], line: str | None, cli: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    lines: list[str] = []
+
+    @contextmanager
+    def waiting(what: str) -> Iterator[None]:
+        lines.append(what)
+        yield
+
+    def stop(*_: object) -> None:
+        raise GptcliError("stopped here", "")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.csv").touch()
+    monkeypatch.setattr("gptcli.cli.train.waiting", waiting)
+    monkeypatch.setattr("gptcli.cli.train.plan_run", stop)
+    assert "stopped here" in cli("train", *words).err
+    assert lines == ([] if line is None else [line])
+
+
 def test_dry_run_says_if_the_model_does_not_fit(cli: Any, text_file: Path) -> None:
     outcome = cli(
         "train", text_file, "model.n_embd=1000000", "model.n_head=1", "--dry-run", "--json"
@@ -273,7 +321,7 @@ def test_a_user_attention_from_training_to_sample(
     for command in ("sample", "eval"):
         asked = cli(command, run)
         assert asked.code == 2
-        assert "name it again: --attention FILE" in asked.err
+        assert "the command needs --attention FILE" in asked.err
         given = cli(command, run, "--attention", right, "--json")
         assert given.code == 0, given.err
         one_object(given.out)

@@ -105,8 +105,10 @@ class Training(Terminal):
         super().__init__(folder)
 
     def until(self, text: str) -> str:
-        """Read until `text` appears, but wait up to 90 seconds, because the import of PyTorch takes
-        long on a busy machine."""
+        """Read until `text` appears.
+
+        Waits up to four times as long as Terminal.until, because the import of PyTorch takes long
+        on a busy machine."""
         for _ in range(3):
             try:
                 return super().until(text)

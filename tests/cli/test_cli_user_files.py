@@ -106,9 +106,8 @@ def test_all_parts_together_and_sampled_with_the_same_files(
         outcome = cli(*words)
         assert outcome.code == 2
         assert "was trained with" in outcome.err
-        assert "hint: name it again: --attention FILE --layernorm FILE --mlp FILE --block FILE" in (
-            outcome.err
-        )
+        files_needed = "--attention FILE --layernorm FILE --mlp FILE --block FILE"
+        assert f"hint: the command needs {files_needed}" in outcome.err
 
 
 def _names(run: Path) -> list[str]:
@@ -202,7 +201,7 @@ def test_a_user_tokenizer_trains_resumes_samples_and_is_required(
     assert outcome.code == 0, outcome.err
     outcome = cli("sample", run, "--mlp", my / "mlp.py")
     assert outcome.code == 2
-    assert "name it again: --mlp FILE --tokenizer FILE" in outcome.err
+    assert "the command needs --mlp FILE --tokenizer FILE" in outcome.err
     outcome = cli("tokenizer", "show", "ab", "--tokenizer", run)
     assert outcome.code == 2
     assert "your own tokenizer" in outcome.err

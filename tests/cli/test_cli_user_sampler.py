@@ -1,5 +1,7 @@
-"""`gptcli sample --sampler FILE`: with a correct file, `sample` writes the same text as without it;
-a wrong file is an error."""
+"""`gptcli sample --sampler FILE`: a correct file gives the same text as no file.
+
+A wrong file is an error.
+"""
 
 from __future__ import annotations
 

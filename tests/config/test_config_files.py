@@ -1,5 +1,4 @@
-"""YAML files and overrides: which values gptcli accepts, and its messages about all other
-values."""
+"""YAML files and overrides: the values that gptcli accepts, and its messages about others."""
 
 from __future__ import annotations
 

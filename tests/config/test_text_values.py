@@ -1,5 +1,7 @@
-"""Config values that are text: gptcli keeps them as the user typed them, and saves them
-unchanged. It refuses most Windows paths in double quotes."""
+"""Config values that are text: gptcli keeps them as the user typed them.
+
+It saves them unchanged. It refuses most Windows paths in double quotes.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,6 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lower the size of the pieces (CHUNK), so that gptcli reads even a text of a few characters in
-    several pieces."""
+    """Make pieces so small (CHUNK) that gptcli reads even a few characters in several pieces."""
     for module in ("reading", "sources", "encoding", "records", "documents"):
         monkeypatch.setattr(f"gptcli.corpus.{module}.CHUNK", 5)

@@ -1,5 +1,5 @@
-"""Batches: in an epoch, shuffled windows cover the whole text. In an evaluation, each token is
-predicted once."""
+"""Batches: in an epoch, shuffled windows predict no token twice, and leave out fewer tokens than a
+window has. In an evaluation, each token but the first is predicted once."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ sizes = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(0, 90)).map
 
 
 def counting(tokens: int, shard: int = 17) -> TokenStore:
-    """A token store of `tokens` tokens, in shards of `shard` tokens. The token at position i has
-    the id i."""
+    """A token store of `tokens` tokens, in shards of `shard` tokens.
+
+    The token at position i has the id i."""
     ids = np.arange(tokens, dtype=np.uint16)
     return TokenStore([ids[first : first + shard] for first in range(0, tokens, shard)])
 
@@ -120,8 +121,9 @@ def test_epoch_of_is_a_fraction_of_the_sequences() -> None:
 
 
 def test_the_order_of_batches_never_changes() -> None:
-    """When a later version of gptcli resumes a run, it must read the same batches. So their order
-    is recorded here."""
+    """When a later version of gptcli resumes a run, it must read the same batches.
+
+    So their order is recorded here."""
     assert Batches(counting(50), 8, 6, 1337).starts(0) == [38, 22, 30, 6, 14, 46]
 
 

@@ -32,8 +32,9 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A list that grows by one item each time gptcli encodes a text. Also sets the size of a
-    shard to 100 tokens."""
+    """A list that grows by one item each time gptcli encodes a text.
+
+    Also sets the size of a shard to 100 tokens."""
     found: list[str] = []
     real = encode_all
 
@@ -173,7 +174,7 @@ def test_a_damaged_entry_is_rebuilt(kind: str, text: Path, builds: list[str], ca
         found = open_it(text, kind)
         file = entry / damage.partition(" ")[0]
         if file.name in good:
-            assert found.notes == [f"{file} is damaged; the text is encoded again"]
+            assert found.notes == [f"{file} is missing or damaged; the text is encoded again"]
         assert len(found.notes) == 1, damage
         assert len(builds) == count, damage
         assert ids_of(found) == ids, damage

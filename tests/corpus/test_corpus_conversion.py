@@ -1,5 +1,5 @@
 """If a file is not UTF-8, the hint of the error has a command that converts the file. The command
-works for every file name."""
+also works for compressed files, and for names with spaces, quotes or a hyphen at the beginning."""
 
 from __future__ import annotations
 

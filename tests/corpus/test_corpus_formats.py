@@ -1,4 +1,5 @@
-"""Formats of texts: .json, .csv, .parquet, chats and .gz, with fields and separate documents."""
+"""Formats of texts: .json, .jsonl, .csv, .tsv, .parquet, chats and compressed files, with fields
+and separate documents."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from gptcli.config import DataConfig
 from gptcli.config_files import parse_config
-from gptcli.corpus import find_source
+from gptcli.corpus import find_source, reading
 from gptcli.corpus.documents import END_OF_TEXT, split_at_end_of_text, split_lines
 from gptcli.corpus.progress import ignore
 from gptcli.corpus.reading import Piece
@@ -121,7 +122,10 @@ def test_a_chat_becomes_plain_text(tmp_path: Path) -> None:
     whole = "User: Hi\n\nAssistant: Hello!\n"
     assert documents(path) == [whole, "User: Hi\n", whole, "Human: Hi\n"]
     path.write_text('{"messages": [{"role": "user"}]}\n{"messages": [{"content": "a"}]}', "utf-8")
-    assert refusal(path).message == f"{path}:2: `messages`, message 1: no `role` and `content`"
+    assert (
+        refusal(path).message
+        == f"{path}:2: `messages`, message 1: `role` or `content` is not a string"
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,6 +185,61 @@ def test_a_bad_record_is_named(name: str, content: bytes, message: str, tmp_path
     assert error.hint
 
 
+@pytest.mark.parametrize(
+    ("field", "hint"),
+    [
+        ("body", "a .json for training is a list of objects with a string `body`"),
+        (None, "a .json for training is a list of strings or of objects with a string `text`"),
+    ],
+)
+def test_the_hint_about_a_broken_list_names_the_field(
+    field: str | None, hint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[{"text": "a", "body": "b"}, {')
+    with pytest.raises(GptcliError, match="not JSON") as caught:
+        list(find_source(DataConfig(source=str(path), field=field)).pieces())
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("entry", ['"%s"', '{"text": "%s"}', "[%s]"])
+def test_a_too_long_entry_is_refused(
+    entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "LINE_LIMIT", 100)
+    monkeypatch.setattr(reading, "CHUNK", 10)
+    path = tmp_path / "a.json"
+    path.write_text('["a",\n' + entry % ("1, " * 200 + "1") + "]", encoding="utf-8")
+    error = refusal(path)
+    assert error.message == f"{path}:2: entry 2 of the list is longer than 100 characters"
+    path.write_text('["a",\n{"text": tru},' + '"b",' * 200 + '"b"]', encoding="utf-8")
+    assert "not JSON: Expecting value, in entry 2" in refusal(path).message
+
+
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("a.jsonl", "a.txt"),
+        ("a.b.ndjson", "a.b.txt"),
+        ("a.jsonl.gz", "a.txt.gz"),
+        ("a.jsonl.XZ", "a.txt.XZ"),
+        ("a.json.bz2", None),  # read as plain text
+    ],
+)
+def test_the_hint_to_rename_a_plain_text_keeps_the_compression(
+    name: str, better: str | None, tmp_path: Path
+) -> None:
+    packs = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+    pack = packs.get(Path(name).suffix.lower(), bytes)
+    (tmp_path / name).write_bytes(pack(b"To be or not\n"))
+    if better is None:
+        assert documents(tmp_path / name) == ["To be or not\n"]
+        return
+    assert refusal(tmp_path / name).hint.endswith(f" plain text, rename it to {better}")
+    (tmp_path / name).rename(tmp_path / better)
+    assert documents(tmp_path / better) == ["To be or not\n"]
+
+
 def test_a_missing_field_in_a_folder_leaves_the_file_out(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
@@ -188,7 +247,7 @@ def test_a_missing_field_in_a_folder_leaves_the_file_out(tmp_path: Path) -> None
     (folder / "package.json").write_bytes(b'{"name": "x"}')
     found = find_source(DataConfig(source=str(folder), field="body"))
     assert [file.path.name for file in found.files] == ["a.csv"]
-    assert found.notes == ("left out package.json: they have no field `body`",)
+    assert found.notes == ("left out package.json: no field `body`",)
 
 
 def test_a_parquet_file(tmp_path: Path) -> None:
@@ -271,6 +330,8 @@ def test_the_content_key_is_that_of_earlier_versions(tmp_path: Path) -> None:
         (b'[{"text": "a"}, {"text": 3}]', None),
         (b'[{"text": "a"}, {"other": 3}]', None),
         (b'[{"other": 3}]', "body"),
+        (b'[{"body": "a"}, {"body": 5}]', "body"),
+        (b'[{"body": "a"}, "b"]', "body"),
     ],
 )
 def test_the_hint_about_a_list_names_its_entries(
@@ -282,7 +343,11 @@ def test_the_hint_about_a_list_names_its_entries(
         with pytest.raises(GptcliError) as caught:
             list(find_source(DataConfig(source=str(path), field=field)).pieces())
         assert caught.value.hint is not None
-        assert caught.value.hint.startswith(f"{what} is one object with a string `text`")
+        name_of_field = field or "text"
+        assert caught.value.hint == (
+            f"{what} is one object with a string `{name_of_field}`, "
+            f'such as {{"{name_of_field}": "Once upon a time"}}'
+        )
 
 
 @pytest.mark.parametrize(

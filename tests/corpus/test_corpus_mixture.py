@@ -26,8 +26,9 @@ weights = st.lists(st.one_of(st.just(0.0), st.floats(1e-4, 1.0)), min_size=2, ma
 
 
 def mixture(lengths: list[int], shares: list[float], shard: int = 17) -> MixedTokens:
-    """A mixture of texts with these lengths and shares. If the texts are joined, the token at
-    position i has the id i."""
+    """A mixture of texts with these lengths and shares.
+
+    If the texts are joined, the token at position i has the id i."""
     ids = np.arange(sum(lengths), dtype=np.uint16)
     store = TokenStore([ids[first : first + shard] for first in range(0, len(ids), shard)])
     texts, start = [], 0
@@ -85,8 +86,9 @@ def test_texts_are_not_in_a_regular_pattern() -> None:
 
 
 def test_the_order_of_a_mixture_never_changes() -> None:
-    """When a later version of gptcli resumes a run, it must read the same batches. So this test
-    contains the texts and the starts of a batch."""
+    """When a later version of gptcli resumes a run, it must read the same batches.
+
+    So this test contains the texts and the starts of a batch."""
     batches = Batches(mixture([50, 30], [0.75, 0.25]), 8, 8, 1337)
     assert batches.texts_of(0) == [0, 0, 1, 0, 1, 0, 0, 0]
     assert batches.starts(0) == [1, 25, 64, 9, 72, 17, 41, 33]

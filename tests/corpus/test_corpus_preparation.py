@@ -61,7 +61,10 @@ def ids_of(corpus: Corpus) -> list[int]:
 
 
 def one_shot(documents: list[str], tokenizer: Tokenizer) -> list[int]:
-    """The ids that the corpus should have: each document is encoded in one piece."""
+    """The ids that the corpus should have.
+
+    Each document is encoded in one piece, after an end-of-text. If the tokenizer has no
+    end-of-text, newlines join the documents, and the whole text is encoded in one piece."""
     if tokenizer.eot is not None:
         return [id for text in documents for id in (tokenizer.eot, *tokenizer.encode(text))]
     joined = ""
@@ -129,7 +132,7 @@ def test_a_folder_becomes_documents(kind: str, tmp_path: Path, small_chunks: Non
 
 
 def test_end_of_text_separates_the_documents_of_a_bpe(tmp_path: Path) -> None:
-    """Without a separator between documents, the BPE would learn the token `xyxy` across their
+    """Without a separator between documents, the BPE would learn the token ` xy` across their
     borders."""
     (tmp_path / "a.jsonl").write_text('{"text": "y x"}\n' * 500, encoding="utf-8")
     corpus = corpus_of(tmp_path / "a.jsonl", "bpe")

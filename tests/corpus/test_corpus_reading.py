@@ -1,5 +1,5 @@
-"""Reading files piece by piece gives the same text as reading them at once. Errors say at which
-position of the file they are."""
+"""A file that is read piece by piece gives the same text as the whole file. An error names the
+position in the file."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="counts in KiB")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs ru_maxrss in KiB, as on Linux")
 def test_the_worst_line_takes_less_than_half_a_gigabyte(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path / "a.jsonl")],

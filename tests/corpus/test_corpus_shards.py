@@ -56,7 +56,7 @@ def written(out: str, length: int = LENGTH, first: int = 0) -> str:
 
 @pytest.fixture(params=["folder", "file", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The path or the URL of a folder with shards, which hold 1000 tokens in all."""
+    """The path or the URL of a folder with shards, which hold LENGTH tokens in total."""
     return written(
         {
             "folder": str(tmp_path / "tokens"),
@@ -164,8 +164,9 @@ def test_the_order_depends_on_the_seed_alone(place: str, tmp_path: Path) -> None
 
 
 def test_a_pool_is_read_ahead() -> None:
-    """A pool is a group of blocks that are shuffled together. While one pool is read, the blocks of
-    the pool after it are loaded."""
+    """A pool is a group of blocks that are shuffled together.
+
+    While one pool is read, the blocks of the pool after it are loaded."""
     name = written(f"memory://{uuid.uuid4()}/tokens")
     tokens = opened(name, kept=12)
     sequences = PooledEpochs("7", tokens, 8, 4)
@@ -254,7 +255,6 @@ def test_a_damaged_block_is_found_when_it_is_read(tmp_path: Path) -> None:
         opened(name).read(440, 10)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_memory_is_used_again_only_if_nothing_refers_to_it() -> None:
     buffers = ReusedBuffers()
     first = buffers.take(100)
@@ -278,6 +278,7 @@ def test_the_fast_checksum_is_that_of_zlib(size: int) -> None:
     assert shards.crc32(content) == zlib.crc32(content.tobytes())
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_pipe_in_place_of_a_shard_blocks_nothing(tmp_path: Path) -> None:
     name = written(str(tmp_path / "tokens"))
     path = tmp_path / "tokens" / "tokens-00001.bin"
@@ -426,5 +427,5 @@ def test_a_file_that_is_too_large_is_not_read() -> None:
 def test_names_are_urls_or_paths() -> None:
     assert remote.is_url("s3://bucket/x")
     assert not any(map(remote.is_url, ("C:/texts", "C:\\texts", "folder/x.txt", "a:b", "//x")))
-    # Another block size would change the order of the batches in every run.
+    # With another BLOCK_TOKENS, every run that reads shards would get its batches in another order.
     assert BLOCK_TOKENS == 1 << 21

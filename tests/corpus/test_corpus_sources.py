@@ -166,7 +166,7 @@ def test_an_empty_file_and_a_folder_without_text_are_refused(tmp_path: Path) -> 
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / ".hidden").write_bytes(b"text")
-    message = f"no text in the folder {folder}: it has no files, except hidden ones"
+    message = f"no text in the folder {folder}: it has no files, except hidden or left-out ones"
     assert refusal(str(folder)).message == message
     (folder / "a.bin").write_bytes(b"\0")
     assert refusal(str(folder)).message.endswith(": its only file is binary, empty or left out")
@@ -263,7 +263,9 @@ def test_runs_caches_and_linked_folders_are_left_out(
     assert f"left out: {only / 'books'}: a link to a folder" in refusal(str(only)).message
 
 
-@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names of any bytes")
+@pytest.mark.skipif(
+    os.name != "posix" or sys.platform == "darwin", reason="needs names of any bytes"
+)
 @pytest.mark.parametrize("name", ["caf\udce9.txt", "a\nb.txt", "back\\xe9\udcff.txt", "\\xe9.txt"])
 def test_a_name_of_any_bytes_is_found_again_by_the_name_that_is_stored(
     name: str, tmp_path: Path

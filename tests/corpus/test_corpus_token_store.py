@@ -64,8 +64,8 @@ def test_written_tokens_are_read_back(
     data=st.data(),
 )
 def test_a_part_of_several_ranges(pieces: list[int], data: st.DataObject) -> None:
-    """A part can consist of several ranges, such as the validation split: between its documents lie
-    documents for training."""
+    """A part can consist of several ranges. The validation split is such a part, because documents
+    for training lie between the documents for validation."""
     shards = [np.arange(0, 40, dtype="<u2"), np.arange(40, 100, dtype="<u2")]
     ranges, at = [], 35  # position 35 is shortly before the end of the first shard
     for size in pieces:

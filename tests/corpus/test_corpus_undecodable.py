@@ -86,7 +86,8 @@ def test_all_files_that_are_not_utf8_are_named_at_once(tmp_path: Path) -> None:
         (b"plain text and then \xc3", "ends"),
         ("Äpfel und Öl".encode()[1:], "begins"),
         ("🙂 und Öl".encode()[2:], "begins"),
-        # A Latin-1 text can end with this byte, so the file does not count as cut off.
+        # In UTF-8, no frequent character begins with this byte, so the file counts as Latin-1, and
+        # not as cut off.
         (b"a caf\xe9", None),
         ("déjà vu, où".encode("latin-1"), None),
     ],

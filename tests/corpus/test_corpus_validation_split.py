@@ -1,4 +1,5 @@
-"""The validation split: where it begins, and the errors if one of the two splits is too short."""
+"""The validation split: which tokens it has, the errors if one of the two splits is too short, and
+the note if the validation split is unlike the rest."""
 
 from __future__ import annotations
 
@@ -118,8 +119,9 @@ def test_the_suggested_fraction_works_on_long_texts(tokens: int, block_size: int
 
 
 def stores(lengths: list[int], val_fraction: float) -> tuple[list[int], list[int]]:
-    """The ids of the training split and of the validation split. The token at position i of the
-    text has the id i."""
+    """The ids of the training split and of the validation split.
+
+    The token at position i of the text has the id i."""
     starts = np.cumsum([0, *lengths])[:-1]
     tokens = TokenStore([np.arange(sum(lengths), dtype=np.uint32)])
     train, val = split_documents(starts, sum(lengths), val_fraction)

@@ -75,11 +75,12 @@ class Launched:
         return found
 
     def until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
-        """Wait until `condition` returns true. Fail if the training ends first, or if the wait
-        takes longer than `seconds`."""
+        """Wait until `condition` returns true.
+
+        Fail if the training ends first, or if the wait takes longer than `seconds`."""
         end = time.monotonic() + seconds
         while not condition():
-            assert self.process.poll() is None, f"it ended early:\n{self.said()}"
+            assert self.process.poll() is None, f"the training ended early:\n{self.said()}"
             assert time.monotonic() < end, f"too slow:\n{self.said()}"
             time.sleep(0.02)
 
@@ -88,15 +89,16 @@ class Launched:
         os.kill(self.process.pid if rank is None else self.ranks()[rank], number)
 
     def wait(self, seconds: float = 120.0) -> int:
-        """Wait for the end of the training, and return its exit code. If it takes longer than
-        `seconds`, kill it and fail."""
+        """Wait for the end of the training, and return its exit code.
+
+        If the training takes longer than `seconds`, kill its processes and fail."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             for pid in (*self.ranks().values(), self.process.pid):
                 os.kill(pid, signal.SIGKILL)
             self.process.wait()
-            raise AssertionError(f"it hangs:\n{self.said()}") from None
+            raise AssertionError(f"the training hangs:\n{self.said()}") from None
 
     def said(self) -> str:
         """The text that the training has written to stderr so far."""
@@ -111,8 +113,7 @@ def losses(run: Path) -> dict[tuple[str, int], float]:
 
 
 def reached(run: Path, step: int) -> Callable[[], bool]:
-    """A function that returns whether metrics.jsonl of `run` has a loss of `step` or of a later
-    step."""
+    """A function that returns whether metrics.jsonl has a loss of `step` or of a later step."""
 
     def has() -> bool:
         try:

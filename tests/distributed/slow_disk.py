@@ -18,20 +18,23 @@ import time
 from gptcli.files import durable
 from gptcli.training import saving
 
-# How long a slow disk waits before it writes each file. A test can kill the rank during this time.
+# How long a slow disk waits before it writes a shard. A test can kill the rank during this time.
 SECONDS = 4.0
 
 
 class Faulty(durable.Disk):
-    """A disk that has a fault when it writes the shards of one checkpoint. It writes all other
-    files as usual."""
+    """A disk that has a fault when it writes the shards of one checkpoint.
+
+    It writes all other files as usual."""
 
     def __init__(self, fault: str, step: int) -> None:
         self._fault, self._folder = fault, f".step-{step:08d}."
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
-        """Write the data. A shard of the checkpoint has the fault: with "slow", wait first; with
-        "full" or "odd", raise an error instead."""
+        """Write the data.
+
+        If the file is a shard of the checkpoint with the fault, wait before the first write
+        ("slow"), or raise an error instead ("full", "odd")."""
         if self._folder in str(file.name) and "-of-" in str(file.name):
             if self._fault == "slow" and file.tell() == 0:
                 time.sleep(SECONDS)

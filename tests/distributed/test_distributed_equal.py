@@ -35,7 +35,9 @@ def resume(run: Path, ranks: int, *more: str) -> None:
 
 
 def forget_after(run: Path, step: int) -> None:
-    """Delete the checkpoints of all steps after `step`, as if the run had been killed at `step`."""
+    """Delete the checkpoints of all steps after `step`, and the file `checkpoints/best`.
+
+    A resume then goes on as if the run had been killed at `step`."""
     for path in (run / "checkpoints").glob("step-*"):
         if int(path.name[5:]) > step:
             shutil.rmtree(path)
@@ -82,8 +84,9 @@ def test_two_ranks_learn_what_one_process_learns(
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_mixture(parallel: str, text_file: Path, tmp_path: Path) -> None:
-    """Each rank reads its part of the same mixture of texts. An evaluation measures the loss of
-    each text."""
+    """Each rank reads its part of the same mixture of texts.
+
+    An evaluation measures the loss of each text."""
     other = tmp_path / "other.txt"
     other.write_text("0123456789 " * 300)
     one, two = tmp_path / "one", tmp_path / "two"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gptcli.config import ModelConfig, TrainConfig
 from gptcli.corpus import Batches, TokenStore
+from gptcli.distributed import shards
 from gptcli.distributed.dropout import Draws
 from gptcli.distributed.passes import RankBatches
 from gptcli.distributed.share import Share
@@ -56,8 +57,9 @@ def test_an_uneven_share_is_refused_with_the_nearest_values() -> None:
 
 
 def losses(accum: int, ranks: int, rank: int, model: GPT, tokens: TokenStore) -> list[float]:
-    """The losses of all forward passes that one rank computes in a step with dropout. `ranks` is
-    the number of ranks."""
+    """The losses of all forward passes that one rank computes in a step with dropout.
+
+    `ranks` is the number of ranks."""
     share = Share.of(TrainConfig(batch_size=8, grad_accum=accum), ranks)
     batches = RankBatches(tokens, 8, 3, share, rank)
     draws = Draws(torch.device("cpu"))
@@ -111,3 +113,8 @@ def test_the_masks_of_a_users_dropout_are_split_too() -> None:
         seed_dropout(5, torch.device("cpu"))
         with draws.part(rank, 2):
             assert torch.equal(part(x), whole[4 * rank : 4 * rank + 4])
+
+
+def test_an_error_of_500_emoji_fits_into_a_message_between_ranks() -> None:
+    record = {"error": "\U0001f600" * shards._LONGEST_REASON, "free": 2**60}
+    assert shards._unpacked(shards._packed(record)) == record

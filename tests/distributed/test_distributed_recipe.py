@@ -26,9 +26,11 @@ def test_a_linter_finds_nothing() -> None:
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> dict[str, str]:
-    """The environment variables of a Slurm job. PATH leads to imitations of `srun` and `scontrol`,
-    which write their arguments to files. `scontrol show` prints the names of two nodes. If the
-    variable SLOW is set, `srun` waits for a signal."""
+    """The environment variables of a Slurm job.
+
+    PATH leads to imitations of `srun` and `scontrol`, which write their arguments to files.
+    `scontrol show` prints the names of two nodes. If the variable SLOW is set, `srun` waits for a
+    signal."""
     programs = {
         "scontrol": '[ "$1" = show ] && printf "node1\\nnode2\\n" || echo "$@" >> requeued',
         "srun": 'echo "$@" > started; trap "exit 1" TERM; [ -z "$SLOW" ] || { sleep 20 & wait; }',

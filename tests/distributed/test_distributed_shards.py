@@ -39,8 +39,9 @@ def start(
     rank: int = 1,
     step: int = 20,
 ) -> Launched:
-    """Start a training with two ranks. If `fault` is given, the rank `rank` has this fault when it
-    writes the checkpoint of `step`."""
+    """Start a training with two ranks.
+
+    If `fault` is given, the rank `rank` has this fault when it writes the checkpoint of `step`."""
     words = ["train", "tiny", f"data.source={text}", *SMALL, *WORDS, *more]
     if resumed:
         words = ["train", "--resume"]
@@ -112,7 +113,8 @@ def test_a_rank_is_killed_while_it_writes_its_shard(
 ) -> None:
     run = tmp_path / "run"
     training = start(text_file, run, saves, fault="slow", rank=whom)
-    # Both ranks have begun to write. The rank with the slow disk waits before it writes.
+    # Wait until both ranks have opened a shard. The rank with the slow disk then still waits before
+    # it writes.
     shards = ".step-00000020.*.tmp/model-0000?-of-00002.safetensors"
     training.until(lambda: len(list((run / "checkpoints").glob(shards))) == 2)
     training.signal(whom, signal.SIGKILL)
@@ -195,8 +197,8 @@ def test_from_shards_to_any_number_of_ranks_and_back(
     optimizer: str, text_file: Path, tmp_path: Path, cli: Cli
 ) -> None:
     """A run that changes between several ranks and one process has the same losses, up to rounding,
-    as a run of one process. It trains on two ranks with fsdp, then on two with ddp, on one, on four
-    with fsdp, and on one again."""
+    as a run of one process. The run that changes trains on two ranks with fsdp, then on two with
+    ddp, on one, on four with fsdp, and on one again."""
     alone, run = tmp_path / "alone", tmp_path / "run"
     words = ("train", "tiny", f"data.source={text_file}", *SMALL, "train.max_steps=50",
              f"train.optimizer={optimizer}", "train.keep_checkpoints=9")  # fmt: skip

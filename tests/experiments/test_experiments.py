@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gptcli.cli.compared import shortened
 from gptcli.errors import GptcliError
 from gptcli.experiments.grid import grid_of, split_values
 from gptcli.experiments.intervals import difference_of, mean_and_interval, t_975, verdict
@@ -25,8 +26,9 @@ SHORT = ("train.max_steps=4", "train.eval_every=2", "model.n_embd=8", "model.n_h
 
 @pytest.fixture
 def two(cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder `runs` with the runs `one` and `two`. Each has four steps, and their learning
-    rates differ."""
+    """The folder `runs` with the runs `one` and `two`.
+
+    Each has four steps, and their learning rates differ."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     for name, rate in (("one", 0.02), ("two", 0.001)):
@@ -169,10 +171,59 @@ def test_seeds_give_an_interval_and_are_trained_once(two: Path, cli: Any) -> Non
     assert found in cli("compare", "one", "two", "--seeds", 3).err
 
 
+def test_a_diverged_run_is_not_counted_as_finished(two: Path, cli: Any) -> None:
+    assert cli("compare", "one", "two", "--seeds", 2).code == 0
+    status = two / "two-seeds" / "1338" / "run.json"
+    text = status.read_text("utf-8")
+    assert '"stopped": "done"' in text
+    status.write_text(text.replace('"stopped": "done"', '"stopped": "diverged"'), "utf-8")
+    again = cli("compare", "one", "two", "--seeds", 2)
+    assert "0 runs trained, 1 were already finished" in again.err
+    assert "two with seed 1338 diverged" in again.err
+
+
+def test_the_warning_about_chance_is_always_shown() -> None:
+    """With seven configs there are six verdicts and the warning, with nine there are eight."""
+    for pairs in (3, 6, 8):
+        said = [f"verdict {i}" for i in range(pairs)]
+        shown = shortened([*said, "warning"], pairs)
+        assert shown[: min(pairs, 6)] == said[:6]
+        assert shown[-1] == "warning"
+        assert len(shown) == {3: 4, 6: 7, 8: 8}[pairs]
+    assert "2 more verdicts" in shown[6]
+    assert shortened(["the texts differ"], 8) == ["the texts differ"]
+
+
+def test_a_fine_tune_starts_from_its_base_again(two: Path, cli: Any) -> None:
+    """compare --seeds and sweep train a fine-tuned run from the weights of its base."""
+    outcome = cli("train", "--from", "one", "--out", "runs/tuned", "train.max_steps=2")
+    assert outcome.code == 0, outcome.err
+    assert cli("compare", "one", "tuned", "--seeds", 2).code == 0
+    assert cli("sweep", "tuned", "train.weight_decay=0,0.1").code == 0
+    for run in ("tuned-seeds/1338", "tuned-sweep/weight_decay=0"):
+        start = json.loads((two / run / "run.json").read_text("utf-8"))["started_from"]
+        assert Path(start["run"]) == (two / "one").absolute()
+    assert "started_from" not in (two / "one-seeds" / "1338" / "run.json").read_text("utf-8")
+    status = two / "tuned-seeds" / "1338" / "run.json"
+    status.write_text(status.read_text("utf-8").replace("started_from", "other"), "utf-8")
+    again = cli("compare", "one", "tuned", "--seeds", 2)
+    assert again.code == 2
+    assert "did not start from the same weights" in again.err
+
+
+def test_a_sweep_refuses_a_run_with_user_s_parts(two: Path, cli: Any) -> None:
+    status = two / "one" / "run.json"
+    text = status.read_text("utf-8").replace('"own_parts": []', '"own_parts": ["mlp"]')
+    status.write_text(text, "utf-8")
+    outcome = cli("sweep", "one", "train.weight_decay=0,0.1")
+    assert outcome.code == 2
+    assert "your own parts" in outcome.err
+
+
 def test_what_cannot_be_compared(two: Path, cli: Any, trained: Path) -> None:
     outcome = cli("compare", "one", trained, "--json")
     assert outcome.code == 0
-    # The runs do not differ in text and tokenizer.
+    # The two runs have the same text and the same tokenizer, so their losses can be compared.
     assert lines_of(outcome.out)[0]["difference"] is not None
     tokenizer = two / "two" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text("utf-8") + " ", "utf-8")

@@ -35,8 +35,10 @@ def test_an_exact_law_is_found() -> None:
 
 @pytest.mark.slow
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(slow: bool) -> None:
-    """Each ladder is a series of made-up losses, one for each size of network, with noise. In at
-    least 85 % of the ladders, the predicted interval contains the loss of a larger network."""
+    """Each ladder is a series of made-up losses, one for each size of network, with noise.
+
+    In at least 85 % of the ladders, the predicted interval contains the loss of a larger
+    network."""
     draw = random.Random(3)
     inside, ladders = 0, 300 if slow else 40
     for _ in range(ladders):
@@ -62,8 +64,9 @@ def test_the_larger_one_is_eight_times_larger() -> None:
 def test_the_command(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first call trains five networks for a few steps. Then the test deletes one of
-    them, and the second call trains only this network."""
+    """The first call trains five networks for a few steps.
+
+    Then the test deletes one of them, and the second call trains only this network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ladder, "_FEWEST_STEPS", 1)
     monkeypatch.setattr(ladder, "_CALIBRATION_STEPS", 2)

@@ -81,8 +81,9 @@ INTERESTING: dict[str, list[Any]] = {
 
 
 def save(target: str, value: object) -> Path:
-    """Add an input for a target to the file FOUND, if the file does not hold it yet. Return the
-    path of FOUND."""
+    """Add an input for a target to the file FOUND, if the file does not hold it yet.
+
+    Return the path of FOUND."""
     line = f"{(target, value)!r}\n"
     assert literal_eval(line.strip()) == (target, value)
     old = FOUND.read_text("utf-8") if FOUND.exists() else ""

@@ -84,7 +84,7 @@ def fuzz(target: Target, count: int, first_seed: int) -> Count:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=200_000, help="inputs in all")
+    parser.add_argument("--count", type=int, default=200_000, help="inputs of all targets together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", help="only targets whose name contains this")
     asked = parser.parse_args()

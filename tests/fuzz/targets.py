@@ -63,8 +63,9 @@ class HangError(Exception):
 
 @contextmanager
 def no_longer_than(seconds: float) -> Iterator[None]:
-    """Raise HangError if the `with` block takes longer than `seconds`. On systems without a timer,
-    the time is not limited."""
+    """Raise HangError if the `with` block takes longer than `seconds`.
+
+    On systems without a timer, the time is not limited."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -83,8 +84,7 @@ def no_longer_than(seconds: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Target:
-    """A fuzz target: its name, the strategy that makes its inputs, and the function `feed` that
-    takes one input."""
+    """A fuzz target: its name, a strategy that makes inputs, and a function that takes an input."""
 
     name: str
     strategy: st.SearchStrategy[Any]
@@ -96,8 +96,8 @@ class Target:
     def accepts(self, value: Any) -> bool:
         """Return True if the target accepts the input, False if it raises a GptcliError.
 
-        Raise ValueError if the message of the GptcliError is empty or very long. Any other error of
-        the target passes through."""
+        Raise HangError if the target takes longer than SECONDS, and ValueError if the message of
+        the GptcliError is empty or very long. Any other error of the target passes through."""
         with no_longer_than(SECONDS):
             try:
                 self.feed(value)

@@ -1,4 +1,5 @@
-"""Models with random weights and random shapes, for the tests of exports."""
+"""Models with random weights, also with random shapes, for the tests of exports, imports, pages and
+`gptcli look`."""
 
 from __future__ import annotations
 
@@ -66,8 +67,7 @@ def shape(seed: int, arch: str) -> dict[str, Any]:
 
 
 def trained(run: Path, kind: str, seed: int = 0, **model: Any) -> Trained:
-    """A Trained (a loaded model) with random weights, as if it had been loaded from the run folder
-    `run`."""
+    """A Trained (a loaded model) with random weights, as if loaded from the run folder `run`."""
     words = [f"model.{key}={str(value).lower()}" for key, value in model.items()]
     config = parse_config("", [f"tokenizer.kind={kind}", *words])
     tokenizer = tokenizer_of(kind)

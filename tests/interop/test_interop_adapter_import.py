@@ -50,8 +50,9 @@ def base(cli: Any, text_file: Path, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def exported(cli: Any, base: Any, text_file: Path, tmp_path: Path) -> Any:
-    """exported("gpt2", "train.lora.rank=4") trains a base, fine-tunes it with these overrides, and
-    exports the fine-tuned run. Returns the folders of the base and of the export."""
+    """exported("gpt2", "train.lora.rank=4") returns the folders of a base and of an export.
+
+    Trains the base, fine-tunes it with these overrides, and exports the fine-tuned run."""
 
     def make(arch: str, *overrides: str) -> tuple[Path, Path]:
         origin, run, out = base(arch), tmp_path / "tuned", tmp_path / "export"
@@ -100,8 +101,9 @@ def test_an_export_of_an_import_gives_the_same_files(
 
 @pytest.mark.usefixtures("unproven")
 def test_a_layer_that_peft_trained_as_one_is_taken_apart(base: Any, tmp_path: Path) -> None:
-    """peft adapts GPT-2's c_attn as one layer: query, key and value share one matrix A. The scale
-    in this adapter is that of rank-stabilised LoRA."""
+    """peft adapts GPT-2's c_attn as one layer: query, key and value share one matrix A.
+
+    The scale in this adapter is that of rank-stabilised LoRA."""
     origin, folder = base("gpt2"), tmp_path / "adapter"
     generator = torch.Generator().manual_seed(1)
     folder.mkdir()

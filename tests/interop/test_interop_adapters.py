@@ -29,8 +29,9 @@ OTHER = "comes this night by what light, that voice is burns " * 60
 
 @pytest.fixture
 def tuned(cli: Any, text_file: Path, tmp_path: Path) -> Any:
-    """tuned("gpt2", "train.lora.rank=4") trains a base, fine-tunes it with adapters, and returns
-    the path of the fine-tuned run."""
+    """tuned("gpt2", "train.lora.rank=4") returns the path of a fine-tuned run.
+
+    Trains a base, and fine-tunes it with adapters."""
 
     def make(arch: str, *overrides: str) -> Path:
         base, run, text = tmp_path / "base", tmp_path / "tuned", tmp_path / "other.txt"

@@ -177,7 +177,13 @@ def test_the_sentence_of_a_proof() -> None:
     sentence = proof_sentence(Proof(1.5e-6, (1, 2048), "transformers 9.9"))
     assert "transformers 9.9 read the export back" in sentence
     assert "1, 2,048 tokens" in sentence
-    assert "at most 1.5e-06" in sentence
+    assert "at most 1.5e-06; the tokenizers give the same ids" in sentence
+
+
+def test_the_sentence_of_a_proof_without_texts_says_nothing_of_tokenizers() -> None:
+    sentence = proof_sentence(Proof(1.5e-6, (1,), "peft 9.9", texts=False), "import")
+    assert sentence.endswith("at most 1.5e-06.")
+    assert "tokenizers" not in sentence
 
 
 @pytest.mark.parametrize(

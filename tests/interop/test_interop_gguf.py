@@ -1,5 +1,5 @@
-"""llama.cpp runs exported models: their log-probabilities, the number of tokens, and the perplexity
-with weights in f16, bf16 and q8_0."""
+"""Exports for llama.cpp: the log-probabilities that llama.cpp computes, the perplexity with weights
+in f16, bf16 and q8_0, the tensors in the files, and escaped tokens."""
 
 from __future__ import annotations
 

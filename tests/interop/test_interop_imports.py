@@ -26,8 +26,9 @@ from tests.interop.models import KINDS, shape, trained
 
 @pytest.fixture(autouse=True)
 def without_transformers(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """In tests that are not marked slow, imports skip the comparison with transformers, because
-    loading transformers takes seconds."""
+    """Let imports skip the comparison with transformers in tests that are not marked slow.
+
+    Loading transformers takes seconds."""
     if request.node.get_closest_marker("slow") is None:
         from gptcli.interop import proof
 
@@ -354,8 +355,9 @@ def load_ids(folder: Path) -> list[int]:
 
 
 def nanogpt(tmp_path: Path, kind: str, prefix: str = "", **more: Any) -> tuple[Path, Trained]:
-    """Write a checkpoint with nanoGPT's names and shapes. Return its path, and the model
-    with the same weights."""
+    """Write a checkpoint with nanoGPT's names and shapes.
+
+    Return its path, and the model with the same weights."""
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "bias": "true"}
     model = trained(tmp_path / "run", kind, arch="gpt2", **sizes)
     weights: dict[str, torch.Tensor] = {}

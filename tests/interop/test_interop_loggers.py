@@ -94,8 +94,9 @@ def read_trackio(folder: Path) -> Found:
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """Yield the records of a .wandb file. After its first 7 bytes, the file has the log format of
-    LevelDB."""
+    """Yield the records of a .wandb file.
+
+    After its first 7 bytes, the file has the log format of LevelDB."""
     data = path.read_bytes()
     assert data[:4] == b":W&B"
     at, record = 7, b""
@@ -144,8 +145,9 @@ PLACE = {"tensorboard": "loggers/tensorboard", "trackio": "loggers/trackio", "wa
 
 
 def expect_all(run: Path, name: str, folder: Path | None = None) -> Found:
-    """Assert that the log of the logger `name` holds exactly the data of metrics.jsonl and
-    samples.txt. Return the content of the log."""
+    """Assert that a log holds exactly the data of metrics.jsonl and samples.txt; return the log.
+
+    `name` is the name of the logger that wrote the log."""
     found = READ[name](folder or run / PLACE[name])
     items = Rows(run).read(ended=True)
     clock = run_clock(run, 0.0)

@@ -44,8 +44,10 @@ def cached(folder: Path) -> Any:
 
 
 def fed(model: Any, idx: torch.Tensor, sizes: list[int], keep: int | None = None) -> torch.Tensor:
-    """Let the model with a cache read the texts `idx` (B, T) in pieces of `sizes` tokens; return
-    the logits (B, T, V). With `keep`, only the newest `keep` tokens stay in the cache."""
+    """The logits (B, T, V) that the model with a cache computes for the texts `idx` (B, T).
+
+    The model reads the texts in pieces of `sizes` tokens. With `keep`, only the newest `keep`
+    tokens stay in the cache."""
     model.clear(len(idx))
     found, start = [], 0
     for size in sizes:
@@ -154,8 +156,7 @@ def test_learned_positions_end_at_the_context_length(tmp_path: Path) -> None:
 
 
 def program(folder: Path, tokens: int, temperature: float) -> str:
-    """The Python program in the model card of an export, with this number of tokens and this
-    temperature."""
+    """The Python program in the card of an export, with this number of tokens and temperature."""
     (found,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.S)
     for old, new in (
         ('"THIS FOLDER"', repr(str(folder))),
@@ -283,7 +284,7 @@ def test_without_onnxruntime_nothing_is_proven(
     done = exporting.export(model, "onnx", tmp_path / "out")
     assert done.proof.largest_difference is None
     assert proof_sentence(done.proof) == (
-        "Nothing was proven: onnxruntime is not installed. To prove it: pip install onnxruntime; "
+        "Nothing was proven: onnxruntime is not installed. For a proof: pip install onnxruntime; "
         "export again."
     )
     assert "Nothing was proven" in (tmp_path / "out" / "README.md").read_text("utf-8")

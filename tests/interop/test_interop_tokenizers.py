@@ -21,8 +21,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def written(kind: str, folder: Path) -> Path:
-    """Write a transformers model with random weights and a tokenizer like that of `kind`. Return
-    its folder. The embedding has more rows than there are tokens."""
+    """Write a transformers model with random weights and a tokenizer like that of `kind`.
+
+    Return its folder. The embedding has more rows than there are tokens."""
     tokenizer = theirs(kind)
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -73,7 +73,7 @@ def test_a_row_has_the_step_its_plan_and_its_evaluation(tmp_path: Path) -> None:
 def test_rows_are_the_same_if_the_file_grows(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
 ) -> None:
-    """A logger can read the file at any moment, even when its last line is not complete."""
+    """A logger can read metrics.jsonl at any moment, even when its last line is not complete."""
     run = tmp_path_factory.mktemp("run")
     whole = "".join(METRICS)
     rows, found = Rows(run), []

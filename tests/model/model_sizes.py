@@ -1,5 +1,5 @@
-"""Small modules for the tests of the model. Their weights, biases and gains are random, so that no
-term of a formula is 0."""
+"""Small modules for the tests of the model. `randomise` gives them random weights, biases and
+gains, so that no term of a formula is 0."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from gptcli.model.rotary import RotaryCausalSelfAttention
 
 
 def randomise(module: nn.Module, seed: int) -> None:
-    """Give all parameters normally distributed values, with the standard deviation 1 / sqrt(inputs)
-    for matrices, and 0.5 for biases and gains."""
+    """Give all parameters normally distributed values.
+
+    The standard deviation is 1 / sqrt(inputs) for matrices, and 0.5 for biases and gains."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -34,8 +35,9 @@ def attention(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> CausalSelfAttention:
-    """A random attention in evaluation mode. Its config has only the fields that a learner's
-    attention may read."""
+    """A random attention in evaluation mode.
+
+    Its config has only the fields that a learner's attention may read."""
     config = SimpleNamespace(n_embd=H * D, n_head=H, dropout=dropout, bias=bias)
     module = (RotaryCausalSelfAttention if rotary else CausalSelfAttention)(config)
     randomise(module, seed)

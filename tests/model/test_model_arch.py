@@ -1,5 +1,5 @@
-"""The descriptions of the archs in model/arch.py are complete, and no other code of gptcli compares
-the name of an arch."""
+"""The descriptions of the archs in model/arch.py are complete, and no Python code of gptcli
+compares the name of an arch."""
 
 from __future__ import annotations
 

@@ -89,8 +89,8 @@ def test_fast_path_is_the_eight_steps(
 ) -> None:
     """The module's fast path gives the result of the eight steps.
 
-    On a CPU, the fast path is the fused kernel for float32 with T > 64, and matrix products in all
-    other cases."""
+    Here the fast path is the fused kernel for float32 with T > 64, and else three batched
+    operations."""
     module, x = attention(H, D, bias=bias, dtype=dtype), inputs(B, T, H * D, dtype)
     y = module(x)
     assert y.dtype == dtype
@@ -134,7 +134,7 @@ def test_no_gradient_from_the_future(T: int, dtype: torch.dtype, rotary: bool) -
     for t in range(0, T, 7 if T > 10 else 1):
         (gradient,) = torch.autograd.grad(y[0, t].sum(), x, retain_graph=True)
         assert (gradient[0, t + 1 :] == 0).all()
-        assert (gradient[1] == 0).all(), "sequences of a batch are strangers"
+        assert (gradient[1] == 0).all(), "no sequence depends on another one"
         assert (gradient[0, t] != 0).any()
 
 

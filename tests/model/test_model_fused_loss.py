@@ -57,14 +57,14 @@ def test_a_cpu_does_not_use_it() -> None:
 
 
 @pytest.mark.skipif(
-    find_spec("triton") is None or "TRITON_INTERPRET" not in os.environ, reason="no interpreter"
+    find_spec("triton") is None or "TRITON_INTERPRET" not in os.environ,
+    reason="needs TRITON_INTERPRET",
 )
 @SHAPES
 def test_in_tritons_interpreter(
     rows: int, width: int, vocab_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This test runs only if TRITON_INTERPRET=1 is set, on a machine with Triton but without a
-    GPU."""
+    """This test needs no GPU. It runs only if Triton is installed and TRITON_INTERPRET=1 is set."""
     check(rows, width, vocab_size, torch.float32, "cpu")
 
 

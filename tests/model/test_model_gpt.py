@@ -31,8 +31,9 @@ def count(**values: object) -> tuple[int, int]:
 
 
 def test_gpt2_has_as_many_parameters_as_the_paper_counts() -> None:
-    """The released GPT-2 has 124,439,808 parameters. Without the two embeddings, it has
-    85,056,000."""
+    """The released GPT-2 has 124,439,808 parameters.
+
+    Without the two embeddings, it has 85,056,000."""
     assert count(
         arch="gpt2", n_layer=12, n_head=12, n_embd=768, block_size=1024, bias=True, vocab_size=50257
     ) == (124_439_808, 85_056_000)
@@ -83,8 +84,9 @@ def causal_weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 def gpt2_again(w: dict[str, Tensor], idx: Tensor, L: int, H: int) -> Tensor:
-    """The logits of a GPT-2 with the weights `w`, computed without gptcli's model code. Source:
-    Radford et al. 2019, section 2.3."""
+    """The logits of a GPT-2 with the weights `w`, computed without gptcli's model code.
+
+    Source: Radford et al. 2019, section 2.3."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -109,8 +111,9 @@ def gpt2_again(w: dict[str, Tensor], idx: Tensor, L: int, H: int) -> Tensor:
 
 
 def qwen3_again(w: dict[str, Tensor], idx: Tensor, L: int, H: int) -> Tensor:
-    """The logits of a Qwen3 with the weights `w`, computed without gptcli's model code. Complex
-    numbers rotate queries and keys."""
+    """The logits of a Qwen3 with the weights `w`, computed without gptcli's model code.
+
+    Complex numbers rotate queries and keys."""
 
     def norm(x: Tensor, gain: Tensor) -> Tensor:
         return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain
@@ -238,7 +241,7 @@ def test_gradients_reach_every_parameter(arch: str) -> None:
     model.loss(idx, idx.flip(0)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        # The gradient of the keys' bias is 0, because softmax cancels it.
+        # The gradient of the keys' bias is 0, because softmax cancels this bias.
         if not name.endswith("key.bias"):
             assert float(parameter.grad.abs().max()) > 1e-9, name
 
@@ -322,8 +325,10 @@ def test_norms_are_pytorchs() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("arch", ARCHS)
 def test_bfloat16_branches_leave_the_residual_stream_in_float32(arch: str) -> None:
-    """Only the branches are in bfloat16. The residual stream, the norms and the head stay in
-    float32. So the logits are closer to the exact logits than those of a model in bfloat16."""
+    """Only the branches are in bfloat16.
+
+    The residual stream, the norms and the head stay in float32. So the logits are closer to the
+    exact logits than those of a model in bfloat16."""
     exact, idx = gpt(arch, random=True), tokens(2, 8)
     expected = exact(idx)
     half, whole = gpt(arch, random=True), gpt(arch, random=True).to(torch.bfloat16)

@@ -67,8 +67,10 @@ def test_the_c_library_gets_every_parameter_once(arch: ArchName) -> None:
 
 @pytest.mark.parametrize(("arch", "layout"), [("gpt2", "gpt2"), ("modern", "qwen3")])
 def test_every_parameter_has_a_name_in_its_ecosystem(arch: ArchName, layout: str) -> None:
-    """Each name in Hugging Face's layout belongs to one parameter of gptcli. Only query, key and
-    value of GPT-2 share a name: they are the three parts of one tensor, in this order."""
+    """Each name in Hugging Face's layout belongs to one parameter of gptcli.
+
+    Only query, key and value of GPT-2 share a name: they are the three parts of one tensor, in this
+    order."""
     found: dict[str, list[int | None]] = {}
     for name, _ in network(arch).named_parameters():
         row = row_of(name)

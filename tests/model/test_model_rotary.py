@@ -88,8 +88,9 @@ def test_the_length_of_queries_and_keys_is_normalised() -> None:
 
 
 def recomputed(module: CausalSelfAttention, x: Tensor, width: int) -> Tensor:
-    """The output (B, T, C) of an attention for a complete text x: without a cache, and with a
-    banded causal mask."""
+    """The output (B, T, C) of an attention for a complete text x.
+
+    It is computed without a cache, and with a banded causal mask."""
     at = torch.arange(x.shape[1])
     q, k, v = module.heads(module.project(x), start=0)
     mixed = attend_masked(q, k, v, banded_mask(at, at, width))
@@ -111,8 +112,9 @@ def test_the_cache_equals_recomputation_under_a_banded_mask(
     pieces: list[int],
     seed: int,
 ) -> None:
-    """The cache has room for `width` tokens. The text is read in pieces of at most this size, and
-    can be much longer than the width."""
+    """The cache has room for `width` tokens.
+
+    The text can be much longer, and is read in pieces of at most `width` tokens."""
     pieces = [min(piece, width) for piece in pieces]
     module = attention(3, 4, rotary=rotary, seed=seed)
     x = inputs(2, sum(pieces), 12, seed=seed + 1)
@@ -151,8 +153,10 @@ def test_odd_head_dim_is_refused() -> None:
 
 @pytest.mark.parametrize("start", [0, 100, (1 << 14) - 3, 1 << 14, 3_000_000])
 def test_late_positions_rotate_the_same_with_and_without_a_table(start: int) -> None:
-    """Early positions share one table of rotations. Positions beyond the end of this table get a
-    table of their own. Both tables give the same rotations."""
+    """Early positions share one table of rotations.
+
+    Positions beyond the end of this table get a table of their own. Both tables give the same
+    rotations."""
     torch.manual_seed(0)
     config = SimpleNamespace(n_embd=16, n_head=2, dropout=0.0, bias=False)
     qkv = torch.randn(1, 5, 6, 8)

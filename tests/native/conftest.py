@@ -26,8 +26,9 @@ plain C."""
 def compiled(
     once: Once, source: library.Source, flags: tuple[str, ...], with_: str | None = None
 ) -> Path:
-    """Compiles a C library with `flags`, and with the compiler `with_` if it is given. Returns the
-    path of the compiled library. Only one pytest worker compiles it. The file stays in
+    """Compiles a C library with `flags`, and with the compiler `with_` if it is given.
+
+    Returns the path of the compiled library. Only one pytest worker compiles it. The file stays in
     .pytest_cache, where later test runs find it, until the C code, the flags or the compiler's name
     change."""
     file = library._HERE / source.file
@@ -53,8 +54,9 @@ def compiled(
 
 
 def emulated(once: Once, *, amx: bool) -> ctypes.CDLL:
-    """The bfloat16 training library with AVX512-BF16, and with AMX if `amx` is true. It works on
-    processors without these instructions, because plain C emulates them."""
+    """The bfloat16 training library with AVX512-BF16, and with AMX if `amx` is true.
+
+    It works on processors without these instructions, because plain C emulates them."""
     kinds = ["avx512", "avx512_bf16", *(["amx"] if amx else [])]
     names = {name.upper() for kind in kinds for name in KINDS[kind].features}
     macros = [f"-D__{name.replace('AVX512_', 'AVX512')}__" for name in sorted(names)]
@@ -63,8 +65,9 @@ def emulated(once: Once, *, amx: bool) -> ctypes.CDLL:
 
 
 def of_kind(once: Once, source: library.Source, kind: str) -> ctypes.CDLL:
-    """The library `source`, compiled for processors of `kind` (a key of KINDS). Skips the test if
-    this processor lacks a feature that `kind` needs."""
+    """The library `source`, compiled for processors of `kind` (a key of KINDS).
+
+    Skips the test if this processor lacks a feature that `kind` needs."""
     here, asked = all_features(), features_and_flags(kind)
     if here is None or not here >= asked.features:
         pytest.skip(f"this processor is not {kind}")
@@ -97,8 +100,9 @@ def native_float32() -> ctypes.CDLL:
 
 @pytest.fixture(scope="session", params=["float32", "bfloat16"])
 def native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
-    """The training library in float32 or in bfloat16: each test runs once with each of the two. On
-    a processor without bfloat16 instructions, plain C emulates them."""
+    """The training library in float32 or in bfloat16: each test runs once with each of the two.
+
+    On a processor without bfloat16 instructions, plain C emulates them."""
     if request.param == "float32":
         return found_or_skipped(library.TRAINING_FLOAT32)
     return found_or_skipped(library.TRAINING) if has_bf16() else emulated(once, amx=False)
@@ -142,8 +146,9 @@ def another_native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
 
 @pytest.fixture
 def native_dtype(native: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
-    """The dtype in which the library `native` computes. A training in this dtype uses the library
-    `native`."""
+    """The dtype in which the library `native` computes.
+
+    A training in this dtype uses the library `native`."""
     if native.number_bytes() == 4:
         return torch.float32
     find = library.find
@@ -162,7 +167,7 @@ DECODERS = {
     "without bfloat16": ("-march=x86-64-v3",),
     "without vectors": ("-march=x86-64",),
 }
-"""Builds of the C decoder for other processors: name -> compiler flags."""
+"""Builds of the C decoder, for this processor and for others: name -> compiler flags."""
 
 IN_MAKE_TEST = ("as it is", "without vectors")
 """The keys of DECODERS that `make test` compiles. Each of the remaining builds takes 8 seconds

@@ -26,8 +26,7 @@ class Network:
     dtype: torch.dtype
 
     def gradients(self) -> dict[str, Tensor]:
-        """A copy of the gradients that the most recent C pass computed: parameter name ->
-        gradient."""
+        """A copy of the gradients of the most recent C pass: parameter name -> gradient."""
         self.weights.use_gradients()
         return {name: p.grad.clone() for name, p in self.weights.masters if p.grad is not None}
 
@@ -56,8 +55,9 @@ def network(
     seed: int = 0,
     **sizes: object,
 ) -> Network:
-    """A random GPT with its C passes, by default with two blocks. Noise is added to its weights,
-    because weights of 0 hide gradients."""
+    """A random GPT with its C passes, by default with two blocks.
+
+    Noise is added to its weights, because weights of 0 hide gradients."""
     values = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64, "bias": arch == "gpt2"}
     config = ModelConfig.model_validate({"arch": arch, **values, **sizes})
     model = build_model(config, vocab_size, seed=seed)
@@ -81,8 +81,7 @@ def batch(B: int, T: int, vocab_size: int = 11, seed: int = 2) -> tuple[Tensor, 
 
 
 def loss_and_gradients(model: GPT, idx: Tensor, targets: Tensor) -> tuple[float, dict[str, Tensor]]:
-    """The mean loss that PyTorch computes, and its gradients in float64: parameter name ->
-    gradient."""
+    """The mean loss that PyTorch computes, and its gradients: name -> float64 gradient."""
     loss = model.loss(idx, targets)
     loss.backward()
     found = {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}

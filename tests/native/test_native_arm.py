@@ -24,8 +24,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The beginning of a command line: the emulator, and the program compiled from
-    step_on_arm.c."""
+    """The beginning of a command line: the emulator, and the compiled step_on_arm.c."""
     for tool in (COMPILER, EMULATOR):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed (packages gcc-aarch64-linux-gnu, qemu-user)")

@@ -114,7 +114,8 @@ def test_bfloat16_logits_are_close_to_pytorchs(
     with torch.no_grad():
         expected = m(torch.tensor([ids]))[0, -1].log_softmax(-1)
         plain = m.to(torch.bfloat16)(torch.tensor([ids]))[0, -1].float().log_softmax(-1)
-    # The weights become float32 again, with values rounded to bfloat16. The decoder has the same.
+    # The weights become float32 again, with values rounded to bfloat16. The decoder gets these
+    # float32 weights.
     m.to(torch.float32)
     half = decoder(decoding, m, "bfloat16")
     half.feed([(0, 0, ids)])
@@ -125,8 +126,10 @@ def test_bfloat16_logits_are_close_to_pytorchs(
 
 
 def in_bytes(weight: torch.Tensor) -> torch.Tensor:
-    """A weight matrix rounded to int8, as float32. Each group of 32 inputs has a scale (a bfloat16,
-    rounded up), and each weight is this scale times a whole number from -127 to 127."""
+    """A weight matrix rounded to int8, as float32.
+
+    Each group of 32 inputs has a scale (a bfloat16, rounded up), and each weight is this scale
+    times a whole number from -127 to 127."""
     N, K = weight.shape
     groups = torch.nn.functional.pad(weight, (0, -K % 32)).view(N, -1, 32)
     exact = groups.abs().amax(-1, keepdim=True) / 127
@@ -143,9 +146,10 @@ def in_bytes(weight: torch.Tensor) -> torch.Tensor:
 def test_int8_logits_are_those_of_rounded_weights(
     decoding: ctypes.CDLL, shape: dict[str, Any]
 ) -> None:
-    """The logits are close to those of PyTorch with weights that are rounded to int8. The decoder
-    also rounds activations to 15 bits, and keys and values to bfloat16, but these errors are far
-    smaller than the errors of the rounded weights."""
+    """The logits are close to those of PyTorch with weights that are rounded to int8.
+
+    The decoder also rounds activations to 15 bits, and keys and values to bfloat16, but these
+    errors are far smaller than the errors of the rounded weights."""
     m = made(shape)
     ids = text(m, m.config.block_size)
     one = decoder(decoding, m, "int8")

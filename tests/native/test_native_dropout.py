@@ -21,8 +21,9 @@ TOKEN = 3
 
 
 def run(n: Network, ids: tuple[Tensor, Tensor], seed: int) -> float:
-    """The mean loss with the dropout masks of this seed. After the call, the engine holds the
-    gradients of this loss."""
+    """The mean loss with the dropout masks of this seed.
+
+    After the call, the engine holds the gradients of this loss."""
     idx, targets = ids
     how = {"seed": seed, "scale": 1.0 / idx.numel(), "add": False}
     return n.engine.gradients(idx, targets, **how) / idx.numel()
@@ -35,9 +36,9 @@ def one_token() -> tuple[Tensor, Tensor]:
 def masks(n: Network) -> list[Tensor]:
     """The dropout masks of one token (true: dropout kept the number), in the order of GPT.forward.
     The gradients show the masks. If dropout drops a number, the weights that made the number
-    get a gradient of 0. They are an entry of the embedding or a row of a projection. If dropout
-    drops the token's attention weight in a head, the weights that made this head's values get a
-    gradient of 0."""
+    get a gradient of 0. These weights are an entry of the embedding or a row of a projection. If
+    dropout drops the token's attention weight in a head, the weights that made this head's values
+    get a gradient of 0."""
     gradients = n.gradients()
     gpt2 = n.model.config.arch == "gpt2"
     kept = [gradients["wpe.weight"][0] if gpt2 else gradients["wte.weight"][TOKEN]]
@@ -137,8 +138,8 @@ def test_the_gradient_belongs_to_the_loss_with_the_same_masks(
     arch: str, part: str, native: ctypes.CDLL
 ) -> None:
     """A small step of the weights along the gradient changes the loss as much as the gradient
-    predicts. The loss changes by about 0.1, and rounding to bfloat16 adds an error of about
-    1 % to this. If the forward and the backward pass used different masks, the loss would change by
+    predicts. The loss changes by about 0.1, and rounding to bfloat16 adds an error of about 1 % to
+    this change. If the forward and the backward pass used different masks, the loss would change by
     less than half as much."""
     n = network(native, arch, vocab_size=50, noise=0.1, dropout=0.2)
     ids = batch(4, 33, 50)

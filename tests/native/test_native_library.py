@@ -53,8 +53,9 @@ HERE = Path(library.__file__).parent
 
 
 def forget_libraries() -> None:
-    """Bring gptcli.native.library back to the state of a new process, which has loaded no library
-    and runs no compiler."""
+    """Bring gptcli.native.library back to the state of a new process.
+
+    A new process has loaded no library, and runs no compiler."""
     while library._Builder.running:  # a test started the compiler and did not wait for its end
         library._Builder.running.popitem()[1].abandon()
     library.find.cache_clear()
@@ -75,8 +76,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def fake_compiler(folder: Path, script: str) -> str:
-    """The path of a fake compiler, for the environment variable CC. At each call, the compiler adds
-    a line to folder/calls and runs the shell script `script`."""
+    """The path of a fake compiler, for the environment variable CC.
+
+    At each call, the compiler adds a line to folder/calls and runs the shell script `script`."""
     path = folder / "compiler"
     path.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{script}\n', encoding="utf-8")
     path.chmod(0o755)
@@ -109,8 +111,9 @@ def sampling_library() -> ctypes.CDLL:
 def sampling_compiler(
     sampling_library: ctypes.CDLL, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """An empty cache folder for gptcli. CC is a fake compiler that only copies the SAMPLING
-    library."""
+    """An empty cache folder for gptcli.
+
+    CC is a fake compiler that only copies the SAMPLING library."""
     monkeypatch.setenv("CC", copying_compiler(tmp_path, sampling_library))
     return cache
 
@@ -119,8 +122,9 @@ def sampling_compiler(
 def training_compiler(
     native_float32: ctypes.CDLL, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """An empty cache folder for gptcli. CC is a fake compiler that only copies the TRAINING_FLOAT32
-    library."""
+    """An empty cache folder for gptcli.
+
+    CC is a fake compiler that only copies the TRAINING_FLOAT32 library."""
     monkeypatch.setenv("CC", copying_compiler(tmp_path, native_float32))
     return cache
 
@@ -271,7 +275,7 @@ def test_a_compiler_that_never_ends(
     status = Path("/proc", (tmp_path / "pid").read_text("utf-8").strip(), "status")
     until = time.monotonic() + 300
     while status.exists() and "State:\tZ" not in status.read_text("utf-8"):
-        assert time.monotonic() < until, "the compiler's own process still runs"
+        assert time.monotonic() < until, "the compiler's child still runs"
         time.sleep(0.01)
 
 
@@ -390,7 +394,7 @@ def header_constants() -> dict[str, float]:
 
 
 def enum(text: str, first: str) -> list[str]:
-    """All names of the C enum in the code `text` whose first name is `first`."""
+    """All names of one enum in the C code `text`. The first name of this enum is `first`."""
     found = re.search(rf"enum \{{\s*({first}\b[^}}]*)\}}", text)
     assert found is not None
     return [name.strip() for name in found[1].split(",") if name.strip()]
@@ -405,8 +409,8 @@ def test_the_c_code_has_muons_constants() -> None:
     constants = header_constants()
     muon = [constants[f"MUON_{name}"] for name in "ABC"]
     assert muon == [optimizers._A, optimizers._B, optimizers._C]
-    # This matrix X is so small that MUON_EPS changes the result. With 0 iterations, the result is X
-    # / (norm + eps).
+    # This matrix X is so small that MUON_EPS changes the result. With 0 iterations, the result is
+    # X / (norm + eps).
     small = torch.full((1, 1, 1), 1e-7, dtype=torch.float64)
     scaled = optimizers.orthogonalise(small, 0, torch.float64)
     assert scaled.item() == pytest.approx(1e-7 / (1e-7 + constants["MUON_EPS"]))
@@ -448,7 +452,7 @@ def test_the_requested_engine_is_used(
         (["model.n_embd=48"], {}, "model.n_embd 48 is not a multiple of 32"),
         (["model.n_head=4"], {}, "a head's width is 8, not a multiple of 16 up to 512"),
         (["model.n_embd=1024", "model.n_head=1"], {}, "a head's width is 1024, not a multiple"),
-        (["model.n_kv_head=1"], {}, "n_kv_head 1 times 16 is not a multiple of 32"),
+        (["model.n_kv_head=1"], {}, "n_kv_head 1 times a head's width 16 is not a multiple"),
         (["model.hidden_width=40"], {}, "model.hidden_width 40 is not a multiple of 32"),
         (["model.block_size=4097"], {}, "model.block_size 4097 is over 4096"),
         ([], {"compiled": True}, "`run.compile` is set"),
@@ -497,8 +501,7 @@ def test_the_c_library_trains_without_a_note(
 
 @pytest.fixture
 def stopped(training_compiler: Path, tmp_path: Path, text_file: Path) -> tuple[Path, Config]:
-    """A run of the engine native that was stopped after its first step, and its config as the user
-    wrote it."""
+    """A native run that was stopped after its first step, and its config as the user wrote it."""
     config = parse_config("", [*SMALL, f"data.source={text_file}", "train.max_steps=4"])
     setup = prepare_new(config, tmp_path / "r").setup
     assert setup.engine == "native"

@@ -50,8 +50,10 @@ def test_adamw_is_that_of_pytorch(native: ctypes.CDLL) -> None:
 def muons(
     library: ctypes.CDLL, shapes: list[tuple[int, int]], threads: int = 1
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Muon, Muon, Muon]:
-    """Three copies of the same matrices, then a Muon optimizer for each copy: Muon in C, in PyTorch
-    with the dtype of the C library, and in PyTorch with float64."""
+    """Three copies of the same matrices, then a Muon optimizer for each copy.
+
+    The optimizers are Muon in C, in PyTorch with the dtype of the C library, and in PyTorch with
+    float64."""
     generator = torch.Generator().manual_seed(4)
     start = [noise(shape, generator) for shape in shapes]
     fast, plain, exact = ([p.clone() for p in start] for _ in range(3))
@@ -74,8 +76,10 @@ def steps(optimizers: tuple[Muon, ...], count: int, seed: int = 5) -> None:
 
 
 def agrees_with_pytorch(library: ctypes.CDLL) -> None:
-    """Assert that the C library's error against float64 is at most 1.5 times PyTorch's error, plus
-    a small number. In bfloat16, the result of Newton-Schulz has an error of about 1 %. Momentum is
+    """Assert that Muon in C is about as exact as Muon in PyTorch.
+
+    After a step, the C library's error against float64 may be 1.5 times PyTorch's error, plus a
+    small number. In bfloat16, the result of Newton-Schulz has an error of about 1 %. Momentum is
     not rounded to bfloat16, so it must equal float64's momentum up to float32's rounding."""
     fast, plain, exact, *optimizers = muons(library, SHAPES)
     before = [p.clone() for p in fast]

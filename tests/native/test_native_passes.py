@@ -245,7 +245,9 @@ def test_ids_that_are_not_in_the_vocabulary_are_refused(native: ctypes.CDLL) -> 
                 mean(n, *ids)
 
 
-def test_a_model_larger_than_memory_is_refused(native: ctypes.CDLL) -> None:
+def test_a_batch_larger_than_the_memory_is_refused(native: ctypes.CDLL) -> None:
+    """The engine refuses a batch for which it has no memory: here a sequence of more than 16
+    tokens, or more than 64 tokens in total."""
     n = network(native, "gpt2", block_size=16, most_tokens=64)
     n.engine.loss(*batch(4, 16))
     for B, T in ((1, 17), (5, 16)):

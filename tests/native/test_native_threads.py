@@ -76,7 +76,7 @@ def small() -> GPT:
 def sampler(found: ctypes.CDLL, m: GPT, threads: int) -> Callable[[], list[int]]:
     """A function that samples the same text each time. Every thread takes part in every step."""
     one = Decoder(found, Weights.of(m), dtype="float32", streams=1, threads=threads)
-    # A method of the decoder would use only one thread for so small a network.
+    # For so small a network, the decoder's own `_team` would return only one thread.
     one._team = lambda streams: (threads, False)  # type: ignore[method-assign]
     one._thread_count.choose = lambda: threads  # type: ignore[method-assign]
     how = SamplingParamsStruct(temperature=1.0, top_p=1.0, min_p=0.0, penalty=1.0, top_k=0)

@@ -1,5 +1,5 @@
-"""Training with the C library gives the same losses as PyTorch, and a resumed run ends with the
-bytes of an uninterrupted one.
+"""Training with the C library gives the same losses as PyTorch up to rounding, and a resumed run
+ends with the bytes of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def windows(step: int) -> tuple[Tensor, Tensor]:
 
 
 def losses(arch: Any, optimizer: Any, engine: Any, dtype: torch.dtype) -> list[float]:
-    """The losses of 30 steps, of which ten are the warm-up. Each call starts from the same weights,
-    and uses the same text."""
+    """The losses of 30 steps, of which ten are the warm-up.
+
+    Each call starts from the same weights, and uses the same text."""
     model = ModelConfig(
         arch=arch, n_layer=2, n_head=2, n_embd=64, block_size=48, bias=arch == "gpt2"
     )
@@ -62,10 +63,11 @@ def losses(arch: Any, optimizer: Any, engine: Any, dtype: torch.dtype) -> list[f
     ],
 )
 def test_losses_are_those_of_pytorch(arch: str, optimizer: str, native_dtype: torch.dtype) -> None:
-    """The losses of PyTorch in float32 count as exact. The first ten losses in C differ from
-    the exact losses by less than 1e-3 in bfloat16, and by less than 1e-5 in float32. The difference
-    grows during the training. PyTorch in bfloat16 rounds more often: its first ten losses differed
-    from the exact losses by up to 3e-3."""
+    """The losses of PyTorch in float32 count as exact.
+
+    The first ten losses in C differ from the exact losses by less than 1e-3 in bfloat16, and by
+    less than 1e-5 in float32. The difference grows during the training. PyTorch in bfloat16 rounds
+    more often: its first ten losses differed from the exact losses by up to 3e-3."""
     fast = losses(arch, optimizer, "native", native_dtype)
     exact = losses(arch, optimizer, "torch", torch.float32)
     if native_dtype == torch.float32:

@@ -75,8 +75,9 @@ main()
 
 
 def parts_of(name: str, folder: Path) -> list[str]:
-    """The options that name the user's parts of a run, such as --attention. Most runs have no
-    user's parts."""
+    """The options that name the user's parts of a run, such as --attention.
+
+    Most runs have no user's parts."""
     if name != "gpt2-user-parts":
         return []
     return [word for part in PARTS for word in (f"--{part}", str(folder / f"{part}.py"))]
@@ -91,8 +92,9 @@ def gptcli(*words: object, code: int = 0, start: tuple[str, ...] = ("-m", "gptcl
 
 
 def record(name: str, folder: Path) -> None:
-    """Train a run, and stop it after step STOPPED_AT. Write what gptcli prints about this run to
-    expected.json."""
+    """Train a run, and stop it after step STOPPED_AT.
+
+    Write what gptcli prints about this run to expected.json."""
     parts = parts_of(name, HERE / name)
     text, run = folder / TEXT, folder / name / "run"
     shutil.rmtree(folder / name, ignore_errors=True)

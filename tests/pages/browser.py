@@ -17,8 +17,9 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 @contextmanager
 def opened(path: Path, width: int = 1280, **options: Any) -> Iterator[Any]:
-    """Open a file in Chromium, and yield its playwright Page. Skips the test if playwright or
-    Chromium is missing."""
+    """Open a file in Chromium, and yield its playwright Page.
+
+    Skips the test if playwright or Chromium is missing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = find_chromium()
     if program is None:

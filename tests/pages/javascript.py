@@ -27,9 +27,10 @@ def node() -> programs.Program:
 
 
 def run(code: str, asked: Any, folder: Path, *more: str) -> Any:
-    """Run `code`, the body of an async JavaScript function, in Node.js, and return its result. The
-    code can use the functions of the page's runtime, the functions of the scripts in `more`, and
-    the value `asked`."""
+    """Run `code`, the body of an async JavaScript function, in Node.js, and return its result.
+
+    The code can use the functions of the page's runtime, the functions of the scripts in `more`,
+    and the value `asked`."""
     script = folder / "test.js"
     parts = ('"use strict";', network_script(), *more, _END.replace("%s", code))
     script.write_text("\n".join(parts), encoding="utf-8")

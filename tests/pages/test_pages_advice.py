@@ -124,6 +124,45 @@ def test_a_user_s_part_is_named_again() -> None:
     assert "--attention FILE" in advice(own).next[0][1]
 
 
+def test_a_fine_tune_names_its_base_again() -> None:
+    """Without --from, the command would train new weights.
+
+    A fine-tune cannot change its network."""
+    for name in RECORDED:
+        run = recorded(name)
+        status = {**run.status, "started_from": {"run": "/runs/my base", "step": 40}}
+        for _, command in advice(replace(run, status=status)).next:
+            if command.startswith("gptcli train") and "--resume" not in command:
+                assert "--from '/runs/my base'" in command
+            assert "model.n_layer" not in command
+
+
+def test_no_sweep_is_proposed_for_a_run_with_a_user_s_part() -> None:
+    run = recorded("patience")
+    settled = replace(run, status={**run.status, "train_tokens": 10**9})
+    assert "gptcli sweep" in advice(settled).next[0][1]
+    own = replace(settled, status={**settled.status, "own_parts": ["mlp"]})
+    (command,) = (command for _, command in advice(own).next)
+    assert command.startswith("gptcli train")
+    assert "--mlp FILE train.learning_rate=" in command
+
+
+def test_the_median_is_the_one_that_finds_the_spikes() -> None:
+    """The first tenth of the steps has large norms.
+
+    It counts neither for the median nor as spikes."""
+    run = recorded("resumed")
+    norms = [20.0] * 20 + [1.0] * 100 + [3.0] * 80
+    steps = [replace(one, grad_norm=n) for one, n in zip(run.steps, norms, strict=True)]
+    assert "times the median (1.00)" in advice(replace(run, steps=steps)).answers[2].sentence
+    steps[150] = replace(steps[150], grad_norm=9.0)
+    sentence = advice(replace(run, steps=steps)).answers[2].sentence
+    assert "1 of 180 logged steps" in sentence
+    assert "(1.00); the largest was 9.00" in sentence
+    broken = [replace(one, grad_norm=float("nan")) for one in steps]
+    assert advice(replace(run, steps=broken)).answers[2].verdict == "Unknown"
+
+
 def test_a_run_that_trains_now_is_not_judged(tmp_path: Path) -> None:
     run = recorded("stopped", tmp_path)
     still = replace(run, status={k: v for k, v in run.status.items() if k != "stopped"})

@@ -80,8 +80,9 @@ def written(once: Once) -> Any:
 
 
 class Opened:
-    """A page in a browser tab. The test fails if the page writes to the console, has an error, or
-    requests something."""
+    """A page in a browser tab.
+
+    The test fails if the page writes to the console, has an error, or requests something."""
 
     def __init__(self, browser: Any, path: Path, address: str = "", **context: Any) -> None:
         self.context = browser.new_context(**context)
@@ -96,8 +97,9 @@ class Opened:
         self.tab.wait_for_selector("html[data-looked]")
 
     def asked(self, request: Any) -> None:
-        """Note a request as a problem, unless it asks for the page's file or for the worker's
-        script (a Blob of the page)."""
+        """Note a request as a problem, unless it is for the page's file or the worker's script.
+
+        The worker's script is a Blob of the page."""
         if request.url.partition("#")[0] != self.file and not request.url.startswith("blob:null/"):
             self.problems.append(f"request: {request.url}")
 
@@ -105,8 +107,7 @@ class Opened:
         return str(self.tab.text_content(selector))
 
     def settle(self) -> None:
-        """Wait until the page shows the text, the attention of this text, and the steps of the
-        followed token."""
+        """Wait until the page shows the text, its attention and the followed token's steps."""
         self.tab.wait_for_selector("html[data-looked]:not([data-changing])")
 
     def close(self) -> None:
@@ -172,7 +173,8 @@ def test_every_control_works_without_an_error_or_a_request(
     opened.settle()
     after_a_pause = opened.text("#output")
     assert after_a_pause not in ("", written_first)
-    # The page writes after the prompt that the reader has just typed, without a pause in between.
+    # The reader types a prompt, and presses Ctrl+Enter without a pause. The page must write after
+    # this prompt.
     tab.fill("#prompt", "o")
     opened.settle()
     tab.fill("#prompt", "e")
@@ -206,7 +208,7 @@ def test_every_control_works_without_an_error_or_a_request(
     opened.settle()
     assert tab.locator("#step-list > li").count() == 8
     assert tab.locator("#lens-table tbody tr").count() == MODELS[kind]["n_layer"] + 1
-    # The story.
+    # The story of the training: a slider chooses a sample, and a chart shows the losses.
     tab.fill("#sample", "0")
     assert opened.text("#sample-text") == "to be 3"
     assert tab.locator("svg.curve").count() == 1
@@ -231,7 +233,7 @@ def test_stop_ends_a_long_text(browser: Any, written: Any) -> None:
     opened.tab.evaluate(
         """async () => {
             document.getElementById("write-button").click();
-            // The writing begins after the promise of the last prompt.
+            // The page begins to write only after the promise of the last prompt is resolved.
             const stop = document.getElementById("stop");
             for (let i = 0; stop.disabled && i < 1000; i++) await null;
             stop.click();
@@ -319,15 +321,15 @@ def test_it_works_without_webassembly(browser: Any, written: Any) -> None:
     """If the browser has no WebAssembly, the page computes in JavaScript, and writes the same
     text."""
     texts = []
-    for script in ("", "delete WebAssembly.Memory"):
+    for kernels in ("WebAssembly SIMD", "JavaScript"):
         path = written("char")
-        if script:
+        if kernels == "JavaScript":
             whole = path.read_text("utf-8").replace("new WebAssembly.Memory(", "new Nothing(")
             path = path.with_name("plain.html")
             path.write_text(whole, encoding="utf-8")
         opened = Opened(browser, path, "#prompt=e&n=30&temperature=0")
         opened.settle()
         texts.append(opened.text("#output"))
-        assert opened.text("#kernels") == ("JavaScript" if script else "WebAssembly SIMD")
+        assert opened.text("#kernels") == kernels
         opened.close()
     assert texts[0] == texts[1]

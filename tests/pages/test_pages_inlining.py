@@ -49,8 +49,10 @@ def test_the_policy_allows_the_scripts_and_styles_of_the_file_and_nothing_else()
 
 
 def test_data_cannot_end_its_block() -> None:
-    """Data can contain `</script>`. Whatever it contains, the parser sees a single script
-    element."""
+    """Data can contain `</script>`.
+
+    A parser still sees only two script elements: one that holds the data, and one that holds the
+    script."""
     blocks = []
 
     class Reader(HTMLParser):

@@ -1,5 +1,5 @@
-"""The proof of a page: which answers of a page it accepts or refuses, and what `gptcli page`
-prints."""
+"""The proof of a page: which answers of a page it accepts or refuses, what `gptcli page` prints,
+and the page's story of the training."""
 
 from __future__ import annotations
 
@@ -78,8 +78,7 @@ def test_chromium_proves_a_page(arch: str, tmp_path: Path) -> None:
 
 
 def changed(answer: Answer, what: str) -> Answer:
-    """A copy of a page's answer with one mistake: in the token ids, the logits, or the greedy
-    tokens."""
+    """A copy of a page's answer with a mistake in the token ids, logits or greedy tokens."""
     if what == "ids":
         return replace(answer, ids=[[0, 0], *answer.ids[1:]])
     if what == "logits":

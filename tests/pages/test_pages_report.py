@@ -3,9 +3,11 @@ runs of older versions."""
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 
 from gptcli.events import Evaluated, StepDone
 from gptcli.pages import chromium
-from gptcli.pages.advice import doubled, overfitting, spikes
+from gptcli.pages.advice import doubled, norms_of, overfitting
 from gptcli.pages.run_data import read_run, spread, thinned
 
 OLD = Path(__file__).parent.parent / "old_runs"
@@ -60,10 +62,13 @@ def test_what_twice_the_steps_bring() -> None:
 
 def test_spikes() -> None:
     steps = [StepDone(i, 0, 0.0, 2.0, 0.1, 9.0 if i == 50 else 1.0, 1.0, True) for i in range(100)]
-    assert [one.step for one in spikes(steps)] == [50]
+    found = norms_of(steps)
+    assert found is not None
+    assert [one.step for one in found.spikes] == [50]
     # Large gradients at the start of a run are normal, and no spike.
     steps[5] = StepDone(5, 0, 0.0, 2.0, 0.1, 90.0, 1.0, True)
-    assert [one.step for one in spikes(steps)] == [50]
+    assert norms_of(steps) == found
+    assert norms_of(steps[:10]) is None
 
 
 def test_thinned_curves_keep_their_mean_and_ends() -> None:
@@ -104,6 +109,22 @@ def test_the_report_of_a_run(cli: Any, trained: Path, tmp_path: Path) -> None:
     assert f"At step {run.best.step:,}, " in text
     assert cli("report", trained, "--out", path).code == 2
     assert cli("report", trained, "--out", path, "--overwrite").code == 0
+
+
+def test_a_fine_tune_is_repeated_from_its_base(cli: Any, trained: Path, tmp_path: Path) -> None:
+    """The command below "How to repeat it" gives the weights of the run, to the last bit."""
+    words = ("train", "--from", trained, "--out", tmp_path / "tuned", "train.max_steps=2")
+    assert cli(*words).code == 0
+    assert cli("report", tmp_path / "tuned", "--out", tmp_path / "page.html").code == 0
+    text = html.unescape((tmp_path / "page.html").read_text("utf-8"))
+    _, _, after = text.partition("How to repeat it")
+    assert "must still be that of step" in after
+    command = re.search(r'<code class="command">(.*?)</code>', after)
+    assert command is not None
+    assert cli(*shlex.split(re.sub("<.*?>", "", command[1]))[1:]).code == 0
+    weights = "checkpoints/step-00000002/model.safetensors"
+    same = (tmp_path / "tuned" / weights).read_bytes()
+    assert (tmp_path / "tuned-again" / weights).read_bytes() == same
 
 
 def test_the_parts_norms_are_those_of_all_weights(trained: Path) -> None:

@@ -43,8 +43,10 @@ int main(void) { /* groups of 16 x 32 floats in; 512 bytes and 16 scales out */
 
 
 def hard_weights() -> np.ndarray:  # type: ignore[type-arg]
-    """Weights that are hard to round: float32 (N, 32), N groups of 32 weights. The groups have many
-    magnitudes. Some groups hold zeros, tiny numbers, or numbers halfway between two integers."""
+    """Weights that are hard to round: float32 (N, 32), N groups of 32 weights.
+
+    The groups have many magnitudes. Some groups hold zeros, tiny numbers, or numbers halfway
+    between two integers."""
     rng = np.random.default_rng(3)
     weights = rng.standard_normal((640, GROUP)).astype(np.float32)
     weights *= 10.0 ** rng.integers(-12, 6, (640, 1)).astype(np.float32)
@@ -59,7 +61,7 @@ def hard_weights() -> np.ndarray:  # type: ignore[type-arg]
     return weights
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="no C compiler")
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and cc")
 def test_the_numbers_are_those_of_sample_dtype_int8(tmp_path: Path) -> None:
     (tmp_path / "round.c").write_text(C_PROGRAM, encoding="utf-8")
     command = [

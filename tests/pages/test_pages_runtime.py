@@ -100,8 +100,9 @@ SHAPES = [(arch, seed) for arch in ("modern", "gpt2") for seed in range(8)]
 def test_the_network_gives_the_same_logits_also_past_the_window_and_after_undo(
     arch: str, seed: int, tmp_path: Path
 ) -> None:
-    """The text grows token by token, is given at once, or loses tokens. The network computes both
-    with WebAssembly and without it."""
+    """The text grows token by token, is given at once, or loses tokens.
+
+    The network computes once with WebAssembly, and once without it."""
     model = trained(tmp_path / "run", "byte", seed, **shape(seed, arch))
     network, width = rounded(model.model), model.config.model.block_size
     rng = random.Random(seed)
@@ -130,8 +131,10 @@ def test_the_network_gives_the_same_logits_also_past_the_window_and_after_undo(
 
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 def test_the_reference_of_the_proof_is_what_sampling_computes(arch: str, tmp_path: Path) -> None:
-    """`network_logits`, to which a page is compared, reads a text at once. TorchStreams, which
-    samples, reads the same text token by token. Both give the same greedy text."""
+    """`network_logits`, to which a page is compared, reads a text at once.
+
+    TorchStreams, which samples, reads the same text token by token. Both give the same greedy
+    text."""
     model = trained(tmp_path / "run", "char", 1, **shape(1, arch)).model
     streams = TorchStreams(model, 1, SamplingParams(temperature=0))
     start = [1, 2, 3]
@@ -165,8 +168,9 @@ def test_the_random_numbers_are_those_of_sample_seed(tmp_path: Path) -> None:
 
 
 def test_the_sampler_chooses_the_same_tokens(tmp_path: Path, slow: bool) -> None:
-    """The logits and the uniform numbers are random. Each case has its own sampling parameters. In
-    some cases, some tokens are not allowed."""
+    """The logits and the uniform numbers are random.
+
+    Each case has its own sampling parameters. In some cases, some tokens are not allowed."""
     generator = torch.Generator().manual_seed(5)
     cases, wanted = [], []
     for number in some(range(300), 100, slow):
@@ -235,8 +239,10 @@ def test_a_seed_gives_the_text_of_gptcli_sample(kind: str, tmp_path: Path) -> No
 def test_the_numbers_of_the_eight_steps_are_the_networks(
     arch: str, seed: int, tmp_path: Path
 ) -> None:
-    """The page shows the numbers of one head and one token. The attention's input, the query, the
-    outputs of the heads and the projection equal those in PyTorch, where hooks record them."""
+    """The page shows the numbers of one head and one token.
+
+    The attention's input, the query, the outputs of the heads and the projection equal those in
+    PyTorch, where hooks record them."""
     model = trained(tmp_path / "run", "byte", seed, **shape(seed, arch))
     network, config = rounded(model.model), model.config.model
     tokens = [5, 80, 3, 200, 7][: config.block_size]
@@ -319,8 +325,9 @@ def test_a_user_tokenizer_is_refused() -> None:
 
 
 def test_a_tokenizer_with_another_split_is_refused() -> None:
-    """A page splits texts by GPT-2's pattern. For a tokenizer with another pattern, the page
-    would give wrong ids."""
+    """A page splits texts by GPT-2's pattern.
+
+    For a tokenizer with another pattern, the page would give wrong ids."""
     from gptcli.pages.model_page.payload import _described
     from tests.tokenization.test_tokenization_imported import ours
 

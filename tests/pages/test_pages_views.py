@@ -8,6 +8,7 @@ on a phone and on a wide screen. Needs playwright and Chromium (`make browser`).
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,10 @@ def clicked_charts(page: Any) -> int:
 
 
 def clicked_maps(page: Any) -> None:
-    """Use the attention maps of the page: click each head and each token, press a key to go back
-    one token, and point at the large map."""
+    """Use the attention maps of the page with the mouse and with keys.
+
+    Clicks each head and each token, presses a key to go back one token, and points at the large
+    map."""
     heads = page.locator(".head")
     for head in heads.all():
         head.click()
@@ -180,6 +183,32 @@ def test_every_control_of_a_report(kind: str, written: Written) -> None:
         page.set_viewport_size({"width": 500, "height": 800})
         page.wait_for_timeout(200)
         assert page.locator(".u-over").count() == 5
+
+
+def test_a_loss_that_is_not_finite_is_said(cli: Any, trained: Path, tmp_path: Path) -> None:
+    """A loss that is not finite is null in attention.jsonl. The first token has no loss, and no
+    place in the list of losses."""
+    shutil.copytree(trained, run := tmp_path / "run")
+    records = [
+        json.loads(line) for line in (run / "attention.jsonl").read_text("utf-8").split("\n")[:-1]
+    ]
+    for number, record in enumerate(records):
+        record["losses"] = [
+            None if i == 0 or number == 0 else x for i, x in enumerate(record["losses"])
+        ]
+    (run / "attention.jsonl").write_text(
+        "".join(json.dumps(one) + "\n" for one in records), "utf-8"
+    )
+    assert cli("report", run, "--out", tmp_path / "page.html").code == 0
+    with opened(tmp_path / "page.html") as page:
+        page.locator("#passage").focus()
+        page.keyboard.press("ArrowRight")
+        assert "(token 2): the loss was not a finite" in page.locator("#passage-token").inner_text()
+        page.keyboard.press("ArrowRight")
+        assert "(token 3): loss " in page.locator("#passage-token").inner_text()
+        assert ", 1 without a finite loss." in page.locator("#passage-words").inner_text()
+        page.locator("#passage-step").fill("0")
+        assert "NaN" not in page.locator("#passage-words").inner_text()
 
 
 def test_every_control_of_a_look(written: Written) -> None:

@@ -1,5 +1,5 @@
-"""The commands `page`, `report`, `compare`, `look` and `scaling` follow the same rules when they
-write a file or refuse to write it."""
+"""The commands `page`, `report`, `compare`, `look`, `sweep` and `scaling` follow the same rules
+when they write a file or refuse to write it."""
 
 from __future__ import annotations
 

@@ -116,8 +116,9 @@ def undo_damage(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Trial:
-    """One damaged file, the kind of damage, and the outcome: "found", "harmless", or a description
-    of the failure."""
+    """One damaged file, the kind of damage, and the outcome.
+
+    The outcome is "found", "harmless", or a description of the failure."""
 
     file: str
     damage: str
@@ -154,8 +155,9 @@ class RunTrials:
         return Trial(name, damage.__name__, outcome)
 
     def resumed(self, path: Path) -> str:
-        """The outcome if `train --resume` reads the run in which `path` is damaged. `--resume`
-        tries the newest checkpoint first."""
+        """The outcome if `train --resume` reads the run in which `path` is damaged.
+
+        `--resume` tries the newest checkpoint first."""
         try:
             saved, notes = checkpoint.newest_valid(self.run)
             assert saved is not None
@@ -176,8 +178,8 @@ class RunTrials:
     def sampled(self, path: Path) -> str:
         """The outcome if `sample` or `eval` reads the run in which `path` is damaged.
 
-        Reads the run without --checkpoint, which takes the best checkpoint. If `path` belongs to a
-        checkpoint, then reads that one, as with --checkpoint STEP."""
+        First loads the run without --checkpoint. gptcli then prefers the best checkpoint. If `path`
+        belongs to a checkpoint, also loads this checkpoint, as with --checkpoint STEP."""
         try:
             trained = load_trained(self.run, None, device=torch.device("cpu"), dtype=torch.float32)
         except GptcliError as error:
@@ -211,10 +213,16 @@ class RunTrials:
         return int(path.parent.name[5:]) if path.parent.name.startswith("step-") else None
 
     def unchanged(self, path: Path, step: int) -> bool:
-        """Whether the damage changes only how meta.json is written, and not its meaning (`1E-3`
-        instead of `1e-3`)."""
+        """Whether `path` still exists and means the same.
+
+        The meaning is the same if the damage changes only the spelling of a value in meta.json
+        (`1E-3` instead of `1e-3`)."""
+        if not path.is_file():
+            return False
         try:
-            return path.is_file() and checkpoint.read_meta(self.run, step) == self.whole[step].meta
+            if path.name == "meta.json":
+                return checkpoint.read_meta(self.run, step) == self.whole[step].meta
+            return self.right(checkpoint.load(self.run, step, with_state=True), with_state=True)
         except GptcliError:
             return False
 
@@ -224,9 +232,10 @@ class RunTrials:
         return same(saved.model, whole.model) and state and saved.meta == whole.meta
 
     def small_file(self, path: Path, notes: list[str]) -> str:
-        """The outcome for a damaged file that is not part of the loaded checkpoint: "found" if a
-        note names the file, "harmless" if the damage does not change what the file means, "not
-        read" if the file belongs to the checkpoint of another step."""
+        """The outcome for a damaged file that is not part of the loaded checkpoint.
+
+        It is "found" if a note names the file, "harmless" if the damage does not change what the
+        file means, and "not read" if the file belongs to the checkpoint of another step."""
         if self.named(path, notes) == "found":
             return "found"
         if path.name == "best":
@@ -275,7 +284,7 @@ class CacheTrials:
         outcome = "found"
         if ids != self.ids:
             outcome = "read other tokens than were prepared"
-        elif not any(f"{path} is damaged" in note for note in notes):
+        elif not any(f"{path} is missing or damaged" in note for note in notes):
             outcome = f"not named: {'; '.join(notes) or 'no message'}"
             if not notes and path.name == "meta.json":
                 outcome = "harmless"
@@ -283,8 +292,9 @@ class CacheTrials:
 
 
 def run_trials(run: Path, text: Path, cache: Path, count: int, seed: int = 0) -> list[Trial]:
-    """Run `count` trials. Every fifth trial damages the token cache. The others damage a copy of
-    the run folder."""
+    """Run `count` trials.
+
+    Every fifth trial damages the token cache. The others damage a copy of the run folder."""
     copy = run.with_name(f"{run.name}-damaged")
     shutil.copytree(run, copy)
     try:

@@ -25,8 +25,9 @@ STEP = "checkpoints/step-00000012"
 
 
 def case(words: str) -> Callable[[Case], Case]:
-    """Register the decorated function in CASES. `words` holds alternatives, separated by `|`. The
-    error of gptcli must contain one of them."""
+    """Register the decorated function in CASES.
+
+    `words` holds alternatives, separated by `|`. The error of gptcli must contain one of them."""
 
     def register(function: Case) -> Case:
         CASES[function.__name__] = (function, words)
@@ -191,8 +192,7 @@ def a_context_of_ten_million(run: Path, outside: Path) -> None:
 
 @case("nats per token|is too short")
 def a_ring_of_ten_million(run: Path, outside: Path) -> None:
-    """This run is valid, because the weights of `arch: modern` do not depend on the context
-    length."""
+    """Keep the run valid: the weights of `arch: modern` do not depend on the context length."""
     network(run, block_size=10_000_000)
 
 
@@ -274,8 +274,9 @@ tokenizer_model(
 
 @case("tokenizer.json is not the tokenizer of this checkpoint|its tokens are too long")
 def tokenizer_of_as_much_work_as_may_be(run: Path, outside: Path) -> None:
-    """Reading this tokenizer takes much work: its tokens are long, and each is correctly merged
-    from two earlier tokens."""
+    """Write a tokenizer that takes much work to read.
+
+    Its tokens are long, and each is correctly merged from two earlier tokens."""
     from gptcli.tokenization.bpe import BpeTokenizer
 
     merged = [b"a" * 2**k for k in range(1, 10)]
@@ -310,8 +311,9 @@ def tokenizer_nested_deeply(run: Path, outside: Path) -> None:
 
 
 def _moved_out(path: Path, outside: Path) -> None:
-    """Move a file out of the run folder, and put a link to it in its place. The rest of the run
-    stays valid."""
+    """Move a file out of the run folder, and put a link to it in its place.
+
+    The rest of the run stays valid."""
     path.rename(outside / path.name)
     path.symlink_to(outside / path.name)
 
@@ -346,9 +348,10 @@ def best_that_climbs(run: Path, outside: Path) -> None:
 
 
 def of_lines(name: str, who: str, kind: str, words: str) -> Callable[[Case], None]:
-    """Register the decorated function in FILES_OF_LINES. It changes the file `name`, which only the
-    commands in `who` open. The error must say that this file cannot be opened, with the reason
-    `words`."""
+    """Register the decorated function in FILES_OF_LINES.
+
+    It changes the file `name`, which only the commands in `who` open. The error must say that this
+    file cannot be opened, with the reason `words`."""
 
     def register(function: Case) -> None:
         FILES_OF_LINES[f"{name.strip('.').partition('.')[0]}_{kind}"] = (

@@ -3,8 +3,8 @@
 `python -m tests.reliability.hostile_attempts RUN TEXT FOLDER [--all]` prints a line of JSON for
 each case and command: how the command ended, its processor time in seconds, and how many bytes of
 memory it needed in addition to the loaded PyTorch and gptcli. With --all it tries all of COMMANDS
-on each case, and all of ALL_COMMANDS on each case of FILES_OF_LINES. Without --all it tries only
-the commands that `commands_for` returns for each case.
+on each of CASES, and all of ALL_COMMANDS on each of FILES_OF_LINES. Without --all it tries only the
+commands that `commands_for` returns for each case.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ WAS_HERE = Path("/tmp/gptcli-was-here")
 
 
 def attempt(arguments: list[str], report: Path) -> None:
-    """Run `gptcli ARGUMENTS` in this process. Write its exit code, processor time and additional
-    memory to `report`."""
+    """Run `gptcli ARGUMENTS` in this process.
+
+    Write its exit code, processor time and additional memory to `report`."""
     import resource
     import signal
     import time
@@ -101,8 +102,9 @@ def commands_for(name: str) -> list[str]:
 def tried(
     source: Path, text: Path, folder: Path, names: Iterable[str], every_command: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield a report for each case and command. Each command runs in a fork of this process, so
-    this process must have only one thread."""
+    """Yield a report for each case and command.
+
+    Each command runs in a fork of this process, so this process must have only one thread."""
     short = folder / "short.txt"
     short.write_text(text.read_text("utf-8")[:300], encoding="utf-8")
     import torch
@@ -146,8 +148,7 @@ def tried(
 
 
 def check(ending: dict[str, Any]) -> None:
-    """Assert that the command ended with the error that the case asks for, and needed little time
-    and memory."""
+    """Assert that a command ended as its case asks for, and needed little time and memory."""
     case, command = ending["case"], ending["command"]
     if case in CASES:
         words = CASES[case][1].split("|")

@@ -16,15 +16,16 @@ import pytest
 from tests.conftest import Once
 from tests.reliability import hostile, hostile_attempts
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and forks")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs links, pipes and forks")
 
 
 @pytest.fixture(scope="module")
 def endings(
     small_run: Path, text_file: Path, once: Once, slow: bool
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """(case, command) -> how this command ended on the run folder of this case. All of them run in
-    forks of one process that has imported PyTorch."""
+    """(case, command) -> how this command ended on the run folder of this case.
+
+    All of them run in forks of one process that has imported PyTorch."""
 
     def attempt(folder: Path) -> None:
         only_one = hostile_attempts.one_checkpoint(small_run, folder / "source")
@@ -50,8 +51,9 @@ def endings(
 
 
 def attempts(cases: Iterable[str], commands: Iterable[str]) -> list[Any]:
-    """The parameters of a test: every pair (case, command). Pairs that `make test` does not try are
-    marked slow."""
+    """The parameters of a test: every pair (case, command).
+
+    Pairs that `make test` does not try are marked slow."""
     return [
         pytest.param(
             case,

@@ -1,5 +1,5 @@
-"""The fixture `backend`: with it, a test runs with each sampling engine: native, graph and
-torch."""
+"""The fixture `backend`: a test that uses it runs once with each sampling engine (native, graph,
+torch)."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ PEAKED = [
     -4, -5, 2, 2, 2, -5, -1, 6, 2, -2, -1, 1, 4, 5, 3, -3,
 ]  # fmt: skip
 """32 logits, some of them equal. At temperature 0.1, token 23 has the probability 0.99995, and
-token 30 has 9.4e-14. Tokens 0, 1 and 31 are never drawn, because they have less than e^-87 times
-the probability of token 23."""
+token 30 has 9.4e-14. Tokens with a logit of -3 or less, such as 0, 1 and 31, are never drawn,
+because they have less than e^-87 times the probability of token 23."""
 
 _INF = float("inf")
 DRAWS: list[tuple[list[float], float, float, int]] = [
@@ -102,8 +102,10 @@ def model(
     vocab_size: int = V,
     **more: Any,
 ) -> GPT:
-    """A small network in evaluation mode. Noise is added to its weights, because the head and the
-    ends of the residual branches start as 0."""
+    """A small network in evaluation mode.
+
+    Noise is added to its weights, because the head and the ends of the residual branches start as
+    0."""
     sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": width}
     config = ModelConfig.model_validate({"arch": arch, **sizes, **more})
     built = GPT(config, vocab_size, attention)

@@ -37,8 +37,7 @@ def write(
     streams: int | None = None,
     threads: int = 2,
 ) -> list[list[int]]:
-    """The token ids of all samples: first those of the first prompt, then those of the second
-    prompt, and so on."""
+    """The token ids of all samples: first those of the first prompt, then of the second, ..."""
     requests = [SampleRequest(prompt, i) for prompt in prompts for i in range(samples)]
     opened = open_streams(m, streams or len(requests), params, backend, threads)
     texts: list[list[int]] = [[] for _ in requests]

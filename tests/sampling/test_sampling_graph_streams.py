@@ -36,8 +36,9 @@ def numbers(streams: int, steps: int) -> list[list[float]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("params", [SamplingParams(0.0), ALL])
 def test_a_step_reads_nothing_back(arch: str, params: SamplingParams, dtype: torch.dtype) -> None:
-    """A step must neither copy a number from the GPU nor use a tensor of the host. On the meta
-    device, such a step raises an error."""
+    """A step must neither copy a number from the GPU nor use a tensor of the host.
+
+    On the meta device, each of these two operations raises an error."""
     streams = GraphStreams(model(arch).to("meta").branches_in(dtype), 3, params)
     with torch.no_grad():
         streams._step(8)
@@ -63,8 +64,9 @@ def test_a_step_replaces_no_tensor(arch: str) -> None:
 
 
 class _Rehearsal:
-    """Takes the place of the recorder of CUDA graphs: it calls the step as often as a recording
-    does, but records nothing."""
+    """Takes the place of the recorder of CUDA graphs, but records nothing.
+
+    Calls the step as often as a recording does."""
 
     def record(self, step: Callable[[], None]) -> None:
         for _ in range(4):
@@ -75,8 +77,9 @@ class _Rehearsal:
 @ARCHS
 @pytest.mark.parametrize("width", [8, 200])
 def test_recording_changes_nothing(arch: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The texts are longer than the window, and longer than several recorded spans. Between two
-    calls of `run`, the test feeds more tokens."""
+    """The texts are longer than the window, and longer than several recorded spans.
+
+    Between two calls of `run`, the test feeds more tokens."""
     m = model(arch, width=width)
     texts = []
     for recorder in (None, _Rehearsal()):
@@ -134,8 +137,10 @@ def test_equal_prompts_are_computed_once(arch: str, monkeypatch: pytest.MonkeyPa
 
 
 class _Unrecordable(TorchDispatchMode):
-    """Raises an error at operations that a CUDA graph cannot record: those in FORBIDDEN, and those
-    that PyTorch marks as cudagraph_unsafe."""
+    """Raises an error at operations that a CUDA graph cannot record.
+
+    They are those in FORBIDDEN, and those that PyTorch marks as cudagraph_unsafe,
+    data_dependent_output or dynamic_output_shape."""
 
     FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "is_nonzero")
 
@@ -164,8 +169,9 @@ def test_a_step_can_be_recorded(arch: str, params: SamplingParams) -> None:
 
 @ARCHS
 def test_streams_are_freed_without_garbage_collection(arch: str) -> None:
-    """The KV cache of streams can take half of the free memory, so it must be freed at once. This
-    works only if the streams form no reference cycle."""
+    """The KV cache of streams can take half of the free memory, so it must be freed at once.
+
+    This works only if the streams form no reference cycle."""
     streams = GraphStreams(model(arch), 2, ALL)
     streams.feed({0: [1, 2], 1: [3]}, restart=True)
     streams.run([0, 1], numbers(2, 3))

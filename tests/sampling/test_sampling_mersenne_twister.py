@@ -28,8 +28,9 @@ def test_numbers_are_those_of_torch_rand(seed: int, counts: list[int]) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 1337, 2**31 - 1, 2**53 + 1, 2**80 + 5])
 @pytest.mark.parametrize("sample", [0, 1, 99_999])
 def test_a_seed_gives_the_numbers_that_it_always_gave(seed: int, sample: int) -> None:
-    """Earlier versions of gptcli drew these numbers with torch.Generator. A seed must give the same
-    numbers in all versions."""
+    """Earlier versions of gptcli drew these numbers with torch.Generator.
+
+    A seed must give the same numbers in all versions."""
     mixed = seed * 0x9E3779B97F4A7C15 + sample * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB
     generator = torch.Generator().manual_seed(mixed % 2**63)
     wanted = torch.cat(

@@ -155,8 +155,10 @@ def test_tokens_without_probability_are_never_drawn(
 def test_a_cumulative_sum_that_is_not_monotone_draws_a_possible_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A GPU adds the probabilities in parallel, and rounds. Therefore a cumulative sum can be
-    smaller than the sum before it, or grow at a token with probability 0."""
+    """A GPU adds the probabilities in parallel, and rounds.
+
+    Therefore a cumulative sum can be smaller than the sum before it, or grow at a token with
+    probability 0."""
     sums = torch.tensor([[0.0, 0.4, 0.4 + 1e-9, 1.0 - 1e-9, 1.0]], dtype=torch.float64)
     monkeypatch.setattr(torch.Tensor, "cumsum_", lambda self, dim: sums.clone())
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])

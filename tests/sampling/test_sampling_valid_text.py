@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gptcli.sampling.backend import Backend, open_streams
 from gptcli.sampling.generate import SampleRequest, UniformNumbers
@@ -19,6 +21,7 @@ from gptcli.sampling.next_token import (
 from gptcli.sampling.text import Sample, generate_one, generate_text
 from gptcli.sampling.valid_text import advance, allowed, as_tensor, state_after, table_of
 from gptcli.tokenization import build_tokenizer
+from gptcli.tokenization.utf8_states import _after_byte, next_states
 from tests.sampling.sampling_models import model
 
 BYTE = build_tokenizer("byte", 0, lambda: iter(()))
@@ -110,6 +113,40 @@ def test_the_state_of_a_text_follows_from_its_end(text: str | bytes, state: int)
             assert int(advance(tensor, states, torch.tensor([token]))[0]) == state_after(
                 table, [*ids, token]
             )
+
+
+def test_the_last_tokens_can_begin_inside_a_character() -> None:
+    """A token can end one character and begin the next: here the last but three does both."""
+    pieces = [b"\xe2", b"\x82", b"\xac\xf0", b"\x9f", b"\x98", b"\x80\xe2", b"a"]
+    table = next_states(pieces)
+    assert table is not None
+    tokens = list(range(6))
+    for end in range(7):
+        for before in ([], [6], [6] * 7):
+            text = b"".join(pieces[token] for token in tokens[:end])
+            expected = 0
+            for byte in text:
+                expected = _after_byte(expected, byte)
+            assert state_after(table, [*before, *tokens[:end]]) == expected, (end, before)
+
+
+@settings(max_examples=300)
+@given(st.text(max_size=12), st.lists(st.integers(1, 4), max_size=40), st.integers(0, 3))
+def test_the_state_does_not_depend_on_the_tokens(text: str, sizes: list[int], cut: int) -> None:
+    """The text loses its last `cut` bytes, and is cut into tokens of `sizes` bytes."""
+    data = text.encode()
+    data = data[: len(data) - cut]
+    pieces = []
+    for size in sizes:
+        pieces.append(data[:size])
+        data = data[size:]
+    pieces = [piece for piece in (*pieces, data) if piece]
+    expected = 0
+    for byte in b"".join(pieces):
+        expected = _after_byte(expected, byte)
+    table = next_states([*pieces, b"\xc3"])
+    assert table is not None
+    assert state_after(table, range(len(pieces))) == expected
 
 
 def test_a_text_that_continues_after_half_a_character(backend: Backend) -> None:

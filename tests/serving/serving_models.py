@@ -29,8 +29,7 @@ def served(
     width: int = 16,
     folder: str = "m",
 ) -> SamplingModel:
-    """A small random network with its tokenizer, ready for sampling with the engine of
-    `backend`."""
+    """A small random network with its tokenizer, ready for sampling with `backend`."""
     tokenizer = build_tokenizer(kind, 300, lambda: iter([TEXT]))
     network = model(arch, 2, width, vocab_size=tokenizer.vocab_size)
     config = Config.model_validate({"model": network.config.model_dump()})
@@ -62,8 +61,9 @@ def alone(
 
 
 class Driven:
-    """A Batch without a thread: the test calls `step`. `pieces` holds the pieces of text that the
-    batch has delivered."""
+    """A Batch without a thread: the test calls `step`.
+
+    `pieces` holds the pieces of text that the batch has delivered."""
 
     def __init__(self, loaded: SamplingModel, slots: int) -> None:
         tokenizer: Tokenizer = loaded.trained.tokenizer
@@ -101,5 +101,5 @@ class Driven:
             self.step()
 
     def text(self, text: Text) -> str:
-        """All pieces of a text that the batch has delivered so far."""
+        """All pieces of a text that the batch has delivered so far, joined."""
         return "".join(piece.text for piece in self.pieces[text])

@@ -33,7 +33,7 @@ class Reply:
 
 
 class Server:
-    """A process of `gptcli serve`. `stderr` collects the lines that it prints."""
+    """A process of `gptcli serve`. `stderr` collects the lines that the process prints."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -64,8 +64,9 @@ class Server:
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> Reply:
-        """Send one request and return the answer. `body` is bytes, or an object that is sent as
-        JSON."""
+        """Send one request and return the answer.
+
+        `body` is bytes, or an object that is sent as JSON."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
@@ -79,8 +80,9 @@ class Server:
         return self.ask("POST", "/v1/completions", body)
 
     def metric(self, name: str) -> float:
-        """The value of the metric `name` at the address /metrics. The metric must have no
-        labels."""
+        """The value of the metric `name` at the address /metrics.
+
+        The metric must have no labels."""
         text = self.ask("GET", "/metrics").body.decode()
         found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
         assert found, text
@@ -98,8 +100,10 @@ class Server:
         return self.ask("GET", "/health").json
 
     def wait_until_idle(self) -> None:
-        """Wait until the server writes no text and no text waits. The wait takes a moment, because
-        the server notices a closed connection only at its next write to this connection."""
+        """Wait until the server writes no text and no text waits.
+
+        The wait takes a moment, because the server notices a closed connection only at its next
+        write to this connection."""
         self.wait_until(lambda: self.health() == {"status": "ok", "running": 0, "waiting": 0})
 
     def memory(self) -> int:
@@ -110,8 +114,10 @@ class Server:
         return int(found[1]) * 1024
 
     def has_connections(self) -> bool:
-        """Whether a client is connected. Works only on Linux. Three open sockets are the server's
-        own: one listens, and two wake the event loop."""
+        """Whether a client is connected.
+
+        Works only on Linux. Three open sockets are the server's own: one listens, and two wake the
+        event loop."""
         sockets = 0
         for file in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -141,8 +147,9 @@ main()
 
 @contextlib.contextmanager
 def serving(*words: object, port: int = 0, patience: float | None = None) -> Iterator[Server]:
-    """Run `gptcli serve WORDS` until the end of the `with` block. If a client neither sends nor
-    reads for `patience` seconds, the server closes its connection."""
+    """Run `gptcli serve WORDS` until the end of the `with` block.
+
+    If a client neither sends nor reads for `patience` seconds, the server closes its connection."""
     start = ["-m", "gptcli"] if patience is None else ["-c", _IMPATIENT.format(seconds=patience)]
     command = [sys.executable, *start, "serve", *map(str, words), "--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -154,8 +161,9 @@ def serving(*words: object, port: int = 0, patience: float | None = None) -> Ite
 
 
 def request(port: int, body: dict[str, Any], *, key: str = "") -> bytes:
-    """The bytes of an HTTP request for a completion. It asks the server to close the connection
-    after the answer."""
+    """The bytes of an HTTP request for a completion.
+
+    It asks the server to close the connection after the answer."""
     data = json.dumps(body).encode()
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"

@@ -58,8 +58,9 @@ def test_each_text_is_what_it_would_be_alone(backend: Backend, arch: str, kind: 
 
 
 def test_samples_of_a_prompt_that_is_read_in_parts(backend: Backend) -> None:
-    """The server reads several equal prompts only once, and copies the result. If a prompt is so
-    long that it is read in parts, the server reads it once for each sample."""
+    """The server reads several equal prompts only once, and copies the result.
+
+    If a prompt is so long that it is read in parts, the server reads it once for each sample."""
     loaded = served(backend, width=16)
     prompt = [i * 7 % 20 for i in range(300)]
     driven = Driven(loaded, 4)

@@ -27,7 +27,7 @@ from tests.serving.serving_process import (
 for package in ("starlette", "uvicorn", "httptools"):
     pytest.importorskip(package, reason="needs the extra `serve`")
 if sys.platform == "win32":
-    pytest.skip("signals", allow_module_level=True)
+    pytest.skip("needs signals", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +245,9 @@ def test_a_client_that_leaves_frees_its_place(trained: Path) -> None:
 
 
 def test_64_clients_get_what_each_would_get_alone(server: Server, trained: Path) -> None:
-    """The prompts and the texts have many lengths. Half of the clients receive their text as a
-    stream."""
+    """The prompts and the texts have many lengths.
+
+    Half of the clients receive their text as a stream."""
     bodies = [
         {
             "model": ("small", "other")[i % 2],
@@ -300,8 +301,9 @@ def test_keys_origins_and_the_end(trained: Path) -> None:
 
 
 async def _end_meanwhile(server: Server) -> bytes:
-    """Ask for a text, send SIGTERM to the server while it writes the text, and return the complete
-    answer."""
+    """Ask for a text, and return the complete answer.
+
+    Sends SIGTERM to the server while it writes the text."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     body = {"prompt": "KING", "max_tokens": 5000, "stream": True}
     writer.write(request(server.port, body, key="secret"))

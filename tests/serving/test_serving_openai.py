@@ -19,7 +19,7 @@ openai = pytest.importorskip("openai", reason="needs the extra `interop`")
 for package in ("starlette", "uvicorn", "httptools"):
     pytest.importorskip(package, reason="needs the extra `serve`")
 if sys.platform == "win32":
-    pytest.skip("signals", allow_module_level=True)
+    pytest.skip("needs signals", allow_module_level=True)
 pytestmark = pytest.mark.slow
 
 

@@ -42,8 +42,9 @@ BROKEN = [
 
 
 async def _normal(server: Server, chance: random.Random) -> str:
-    """Ask for a text as a usual client does. If the server is full, try again. Return "served" or
-    "never served"."""
+    """Ask for a text as a usual client does.
+
+    If the server is full, try again. Return "served" or "never served"."""
     count = chance.randrange(1, 60)
     body = {"prompt": "KING", "max_tokens": count, "stream": chance.random() < 0.5}
     for _ in range(200):
@@ -77,8 +78,9 @@ async def _connected(
 
 
 async def _reads_nothing(server: Server, chance: random.Random) -> str:
-    """Ask for a long answer, but do not read it. Wait until the server has closed the
-    connection."""
+    """Ask for a long answer, but do not read it.
+
+    Wait until the server has closed the connection."""
     async with _connected(server) as (_, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         body = {"prompt": "KING", "max_tokens": 500, "n": 8, "logprobs": 5, "stream": True}
@@ -132,8 +134,9 @@ async def _is_broken(server: Server, chance: random.Random) -> str:
 
 
 async def _attack(server: Server, kinds: list[Any], seed: int) -> Counter[tuple[str, str]]:
-    """Start all clients at once. Return a Counter: (kind of client, how it ended) -> number of
-    clients."""
+    """Start all clients at once.
+
+    Return a Counter: (kind of client, how it ended) -> number of clients."""
     random.Random(seed).shuffle(kinds)
 
     async def one(kind: Any, seed: int) -> tuple[str, str]:
@@ -146,8 +149,7 @@ async def _attack(server: Server, kinds: list[Any], seed: int) -> Counter[tuple[
 
 
 def _is_as_before(server: Server) -> None:
-    """Assert that, after the attack, the server is idle, has no connections, and answers a new
-    request."""
+    """Assert that the server is idle, has no connections, and answers a new request."""
     server.wait_until_idle()
     server.wait_until(lambda: not server.has_connections())
     assert server.complete(prompt="KING", max_tokens=5).status == 200
@@ -169,8 +171,9 @@ def _check(found: Counter[tuple[str, str]]) -> None:
 
 
 def test_others_are_served_meanwhile(trained: Path) -> None:
-    """During an attack, normal clients are served. This attack has only 40 clients. The tests with
-    more clients are marked slow."""
+    """During an attack, normal clients are served.
+
+    This attack has only 40 clients. The tests with more clients are marked slow."""
     kinds = (
         [_normal] * 16
         + [_reads_nothing, _is_silent, _sends_slowly, _leaves] * 3

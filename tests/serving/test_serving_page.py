@@ -19,7 +19,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 
 for package in ("starlette", "uvicorn", "httptools"):
     pytest.importorskip(package, reason="needs the extra `serve`")
 if sys.platform == "win32":
-    pytest.skip("signals", allow_module_level=True)
+    pytest.skip("needs signals", allow_module_level=True)
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,8 +29,9 @@ AXE = ROOT / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    """A browser tab. The test fails if a page in this tab raises an error or requests something
-    from another host."""
+    """A browser tab.
+
+    The test fails if a page in this tab raises an error or requests something from another host."""
     path = find_chromium()
     if path is None:
         pytest.skip("neither Chromium nor Chrome is installed")

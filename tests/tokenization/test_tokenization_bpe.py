@@ -1,5 +1,5 @@
-"""BPE: its vocabulary, the time that training it takes, and that it gives the same ids as tiktoken
-and Hugging Face's library."""
+"""BPE: its vocabulary, its training (also on large or unusual texts), and that it gives the same
+ids as Hugging Face's library."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ MIXED = "naïve café 🙂🙂 世界世界世界 Привет\t\n\n\n    if x =
 
 
 def hugging_face(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """The tokenizer that Hugging Face's library loads from gptcli's tokenizer.json. If a text
-    contains `<|endoftext|>`, it encodes these characters as ordinary text."""
+    """The tokenizer that Hugging Face's library loads from gptcli's tokenizer.json.
+
+    This tokenizer encodes the characters `<|endoftext|>` in a text as ordinary text."""
     theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     theirs.encode_special_tokens = True
     return theirs

@@ -25,8 +25,9 @@ SPECIAL = ["<s>", "<pad>", "</s>", "<|im_start|>"]
 
 
 def trained(special: list[str], **byte_level: Any) -> tokenizers.Tokenizer:
-    """A byte-level BPE that Hugging Face's library trained. As usual, its special tokens have the
-    first ids."""
+    """A byte-level BPE that Hugging Face's library trained.
+
+    As usual, its special tokens have the first ids."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     options = {"add_prefix_space": False} | byte_level
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(**options)

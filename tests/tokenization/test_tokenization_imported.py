@@ -35,8 +35,7 @@ def special(*names: str, is_special: bool = True) -> list[AddedToken]:
 
 @cache
 def theirs(kind: str) -> tokenizers.Tokenizer:
-    """A small tokenizer of Hugging Face's library, with the same steps as the tokenizer of the
-    model `kind`."""
+    """A small tokenizer of Hugging Face's library, with the steps of the model `kind`."""
     made = tokenizers.Tokenizer(models.BPE(ignore_merges=kind == "llama3"))
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "smollm")
     split: Any = pre_tokenizers.Digits(individual_digits=True)

@@ -40,7 +40,7 @@ def test_a_prompt_of_composed_letters_for_a_decomposed_text() -> None:
 
 def test_a_prompt_of_decomposed_letters_for_a_composed_text() -> None:
     found = hint(FRENCH, unicodedata.normalize("NFD", "été"))
-    assert found.startswith("this text writes é as two characters (e and U+0301)")
+    assert found.startswith("this text writes letters such as é as two characters (e and U+0301)")
     assert "NFC" in found
 
 

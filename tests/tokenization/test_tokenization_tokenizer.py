@@ -77,8 +77,8 @@ def test_a_stream_holds_an_incomplete_emoji_back() -> None:
     assert [stream.push(byte) for byte in "🙂a".encode()] == ["", "", "", "🙂", "a"]
     assert [stream.push(byte) for byte in "🙂".encode()[:3]] == ["", "", ""]
     assert stream.flush() == "\N{REPLACEMENT CHARACTER}"
-    # When a byte makes a character invalid, the stream immediately gives a replacement character
-    # for it.
+    # As soon as a byte makes a character invalid, the stream gives a replacement character in place
+    # of the invalid character.
     assert [stream.push(byte) for byte in (0xF0, 0x41, 0xFF)] == ["", "\ufffdA", "\ufffd"]
 
 

@@ -1,5 +1,5 @@
-"""data.unknown: gptcli drops or replaces characters that the tokenizer does not know, and a note
-counts and names them."""
+"""data.unknown=drop and =replace: gptcli drops or replaces characters that a char tokenizer does
+not know. A note counts them, and names the most frequent ones."""
 
 from __future__ import annotations
 

@@ -20,8 +20,10 @@ ENDS = [bytes(end) for n in range(4) for end in product((0x80, 0xA0, 0xBF), repe
 
 
 def is_valid_so_far(data: bytes) -> bool:
-    """Whether some valid UTF-8 text begins with `data`. (Python's incremental decoder cannot be
-    used: it accepts the first two bytes of a surrogate, but surrogates are not valid UTF-8.)"""
+    """Whether some valid UTF-8 text begins with `data`.
+
+    Python's incremental decoder cannot be used: it accepts the first two bytes of a surrogate, but
+    surrogates are not valid UTF-8."""
     return any(is_valid(data + end) for end in ENDS)
 
 

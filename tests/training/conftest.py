@@ -52,8 +52,9 @@ def resumed(tmp_path: Path) -> Resumed:
 
 
 def run(setup: Setup, stop_at: int | None = None) -> list[Event]:
-    """Train a run, and return all events. The step `stop_at` is the last one, as if the user
-    interrupted the training during this step."""
+    """Train a run, and return all events.
+
+    The step `stop_at` is the last one, as if the user interrupted the training during this step."""
     events: list[Event] = []
 
     def should_stop() -> bool:

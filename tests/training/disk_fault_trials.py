@@ -63,8 +63,9 @@ def begin(story: Story, folder: Path) -> Path:
 
 
 def copy(begun: Path) -> Path:
-    """Replace the folder `run` beside the run folder `begun` by a copy of `begun`. Return this
-    copy."""
+    """Copy the run folder `begun` to the folder `run` in the same parent folder. Return the copy.
+
+    If a folder `run` exists already, delete this folder first."""
     run = begun.parent / "run"
     shutil.rmtree(run, ignore_errors=True)
     return Path(shutil.copytree(begun, run))
@@ -79,8 +80,7 @@ def record(story: Story, begun: Path) -> list[Operation]:
 
 
 def check(story: Story, run: Path, returned: int) -> None:
-    """Assert what a story requires of its run after an interruption, and that the run can be
-    continued."""
+    """Assert what a story requires after an interruption, and that the run can be continued."""
     with on(Watched()):
         story.check(run, returned)
         story.go_on(run)
@@ -90,9 +90,11 @@ def check(story: Story, run: Path, returned: int) -> None:
 
 
 def killed_at_any_operation(story: Story, half: bool, begun: Path) -> Iterator[int]:
-    """Kill the process of a story with SIGKILL: in the first trial before any operation, in the
-    next trial after one operation, and so on. With `half`, kill the process only in the middle of
-    a write, one write in each trial. Yields how many operations each trial completed."""
+    """Kill the process of a story with SIGKILL; yield how many operations each trial completed.
+
+    The first trial kills the process before any operation, the next one after one operation, and
+    so on. The last trial kills nothing. With `half`, each trial kills the process in the middle of
+    one write."""
     operations = record(story, begun)
     for count in range(len(operations) + 1):
         if half and (count == len(operations) or operations[count][0] != "write"):
@@ -111,12 +113,12 @@ def killed_at_any_operation(story: Story, half: bool, begun: Path) -> Iterator[i
 
 
 def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> Iterator[int]:
-    """Cut the power after each operation of a story: data that had no fsync is lost, partly or
-    completely.
+    """Cut the power after each operation of a story.
 
-    Also assert that a crash loses nothing that a completed call has saved. A crash that
-    leaves the same files as an earlier crash is counted, but not tried again. Each yielded number
-    counts the crashes since the previous yield."""
+    Data that had no fsync is lost, partly or completely. Also assert that a crash loses nothing
+    that a completed call has saved. A crash that leaves the same files as an earlier crash is
+    counted, but not tried again. Each yielded number counts the crashes since the previous
+    yield."""
     crashed = folder / "crashed"
     run = begin(story, folder)
     model = Model(run)
@@ -148,8 +150,9 @@ def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> It
 
 
 def refused(story: Story, begun: Path, disk: Refusing) -> tuple[Path, GptcliError | None]:
-    """Run a story on a failing disk. Return the run folder, and the error that the story raised
-    (None if it raised none)."""
+    """Run a story on a failing disk.
+
+    Return the run folder, and the error that the story raised (None if it raised none)."""
     run = copy(begun)
     with on(disk):
         try:
@@ -160,8 +163,9 @@ def refused(story: Story, begun: Path, disk: Refusing) -> tuple[Path, GptcliErro
 
 
 def failing_at_any_operation(story: Story, begun: Path) -> Iterator[int]:
-    """In each trial, one operation of the story fails with one of ERRORS. Each operation fails once
-    with each error. Yields the number of the operation."""
+    """In each trial, one operation of the story fails with one of ERRORS.
+
+    Each operation fails once with each error. Yields the number of the operation."""
     for count, operation in enumerate(record(story, begun)):
         for number in ERRORS:
             disk = Refusing(count, number)
@@ -178,8 +182,9 @@ def failing_at_any_operation(story: Story, begun: Path) -> Iterator[int]:
 
 
 def failing_for_good(story: Story, begun: Path) -> Iterator[int]:
-    """In each trial, all operations fail from a certain operation on. Yields the number of this
-    operation."""
+    """In each trial, all operations fail from a certain operation on.
+
+    Yields the number of this operation."""
     for count in range(len(record(story, begun))):
         run, error = refused(story, begun, Refusing(count, errno.EIO, always=True))
         if error is not None:
@@ -189,8 +194,7 @@ def failing_for_good(story: Story, begun: Path) -> Iterator[int]:
 
 
 def check_words(error: GptcliError, run: Path, number: int) -> None:
-    """Assert that an error's message has one line, which names the path, the reason and the free
-    space."""
+    """Assert that an error's message is one line with the path, the reason and the free space."""
     assert error.exit_code == 1
     assert "\n" not in error.message
     assert str(run / "checkpoints") in error.message
@@ -199,8 +203,9 @@ def check_words(error: GptcliError, run: Path, number: int) -> None:
 
 
 def short_writes(size: int, folder: Path) -> Iterator[int]:
-    """Save a checkpoint on a disk that writes at most `size` bytes at a time. If `size` is 0, the
-    disk writes nothing."""
+    """Save a checkpoint on a disk that writes at most `size` bytes at a time.
+
+    If `size` is 0, the disk writes nothing."""
     run, refused = folder / "short", None
     run.mkdir()
     try:
@@ -222,8 +227,10 @@ def short_writes(size: int, folder: Path) -> Iterator[int]:
 
 
 def refuses(run: Path, step: int) -> str | None:
-    """Save the checkpoint of a step. Return the error message, or None if the disk took the
-    checkpoint. Assert that a refused save leaves the run unchanged."""
+    """Save the checkpoint of a step.
+
+    Return the error message, or None if the disk took the checkpoint. Assert that a refused save
+    leaves the run unchanged."""
     error = None
     try:
         write(run, step, size=FLOATS)
@@ -249,8 +256,10 @@ def check_old(run: Path, step: int) -> None:
 
 
 def limited_file_sizes(run: Path) -> Iterator[int]:
-    """Save checkpoints with RLIMIT_FSIZE, a limit on the size of a file. It works like a quota: one
-    write is cut off at the limit, and the next write fails. Yields each limit."""
+    """Save checkpoints with RLIMIT_FSIZE, a limit on the size of a file.
+
+    It works like a quota: one write is cut off at the limit, and the next write fails. Yields each
+    limit."""
     import resource
 
     write(run, 10, size=FLOATS)
@@ -332,9 +341,10 @@ def mount_tmpfs(folder: Path, options: str) -> None:
 
 
 def full_file_system(what: str, folder: Path) -> Iterator[int]:
-    """Save checkpoints on a small tmpfs without free space (if `what` is "room") or without free
-    inodes (if `what` is "inodes"). The tmpfs is filled completely, then freed bit by bit, so that
-    each save fails at a later operation. Yields the number of each refused save. Raises
+    """Save checkpoints on a full tmpfs. Yields the number of each refused save.
+
+    The tmpfs has no free space if `what` is "room", and no free inodes if `what` is "inodes". It is
+    filled completely, then freed bit by bit, so that each save fails at a later operation. Raises
     NotAllowedError if the tmpfs cannot be mounted."""
     pages, inodes = 24, 40
     one = b"full" * 1024 if what == "room" else b""

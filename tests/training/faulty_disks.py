@@ -37,8 +37,9 @@ class Watched(durable.Disk):
     death of the process that wrote it."""
 
     def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
-        """Do the operation, by calling `do`. Subclasses override this method, for example to record
-        or to fail."""
+        """Do the operation, by calling `do`.
+
+        Subclasses override this method, for example to record or to fail."""
         return do()
 
     def create(self, path: Path) -> io.FileIO:
@@ -70,8 +71,7 @@ class Watched(durable.Disk):
 
 
 class Recording(Watched):
-    """A disk that records all operations (`tried`), and the operations that succeeded
-    (`operations`)."""
+    """A disk that records all operations (`tried`) and those that succeeded (`operations`)."""
 
     def __init__(self) -> None:
         self.tried: list[Operation] = []
@@ -85,8 +85,9 @@ class Recording(Watched):
 
 
 class Deadly(Watched):
-    """A disk that does the first `count` operations, and kills its process with SIGKILL at the next
-    one. With `half`, if the next one is a write, the disk first writes half of the data."""
+    """A disk that kills its process with SIGKILL after `count` operations.
+
+    With `half`, if the next operation is a write, the disk first writes half of the data."""
 
     def __init__(self, count: int, half: bool) -> None:
         self.left = count
@@ -137,8 +138,9 @@ class Short(durable.Disk):
 
 
 def in_child(body: Callable[[], None]) -> tuple[int, str]:
-    """Run `body` in a fork of this process. Return the fork's wait status (0: success), and its
-    traceback or ""."""
+    """Run `body` in a fork of this process.
+
+    Return the fork's wait status (0: success), and its traceback or ""."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -160,20 +162,22 @@ def in_child(body: Callable[[], None]) -> tuple[int, str]:
 
 
 def write(run: Path, step: int, more: int = 0, size: int = 5, best: int | None = None) -> None:
-    """Save a checkpoint with `size` weights, which all equal `step`. All numbers of its state equal
-    -step."""
+    """Save a checkpoint with `size` weights, which all equal `step`.
+
+    All numbers of its state equal -step."""
     model, state = {"w": torch.full((size,), float(step))}, {"m": torch.full((3,), -float(step))}
     meta = {"progress": asdict(Progress(step=step, best_step=best)), "more": more}
     checkpoint.save(run, step, model, state, meta)
 
 
 class TwoShards(WholeFiles):
-    """The files of a checkpoint as two ranks write them: two shards for the weights, two for the
-    state. Only the first shard holds the tensors without dimensions."""
+    """The files of a checkpoint as two ranks write them.
+
+    There are two shards for the weights and two for the state. Only the first shard of each holds
+    the tensors without dimensions."""
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Write the first half of each tensor's rows to one shard, and the second half to another
-        shard."""
+        """Write half of each tensor's rows to one shard, and the other half to another shard."""
         index = {}
         for part, tensors in zip(PARTS, self._parts, strict=True):
             for number in (1, 2):
@@ -188,8 +192,9 @@ class TwoShards(WholeFiles):
 
 
 def write_shards(run: Path, step: int) -> None:
-    """Save the same checkpoint as `write` does, but in shards. If the step has a checkpoint
-    already, replace it."""
+    """Save the same checkpoint as `write` does, but in shards.
+
+    If the step has a checkpoint already, replace it."""
     shutil.rmtree(checkpoint.folder_of(run, step), ignore_errors=True)
     model, state = {"w": torch.full((5,), float(step))}, {"m": torch.full((3,), -float(step))}
     meta = {"progress": asdict(Progress(step=step)), "more": 0}
@@ -197,14 +202,14 @@ def write_shards(run: Path, step: int) -> None:
 
 
 def gather(run: Path) -> None:
-    """Gather the shards of the weights into one file, as a training does at its end. If this fails,
-    gptcli only prints a warning."""
+    """Gather the shards of the weights into one file, as a training does at its end.
+
+    If this fails, gptcli only prints a warning."""
     gather_weights(run)
 
 
 def leave_behind(run: Path) -> None:
-    """Create the temporary files that killed processes leave: some beside the checkpoints, one
-    inside a checkpoint."""
+    """Create temporary files as killed processes leave them, beside and inside checkpoints."""
     folder = run / "checkpoints"
     (folder / ".best.77.tmp").write_bytes(b"half")
     for name in (".step-00000030.77.tmp", ".step-00000005.77.old"):
@@ -244,8 +249,7 @@ class Story:
     checkpoint is damaged."""
 
     def begin(self, run: Path) -> Path:
-        """Create the run folder with the checkpoints `before`, change it with `prepare`, and return
-        it."""
+        """Create the run folder with the checkpoints `before`, and change it with `prepare`."""
         run.mkdir()
         for step in self.before:
             write(run, step)
@@ -261,8 +265,7 @@ class Story:
             returned()
 
     def check(self, run: Path, returned: int) -> None:
-        """Assert what must be true of `run` if exactly the first `returned` calls were
-        completed."""
+        """Assert what must be true of `run` if exactly the first `returned` calls completed."""
         saved, notes = checkpoint.newest_valid(run)
         step = saved.step if saved else None
         assert step in ((self.new,) if returned else (self.old, self.new)), (step, notes)
@@ -284,8 +287,7 @@ class Story:
             assert more in ((1,) if ended else (0, 1))
 
     def go_on(self, run: Path) -> None:
-        """Assert that the run can be continued: it saves more checkpoints, and it leaves no
-        temporary files."""
+        """Assert that the run can save more checkpoints, and that no temporary files are left."""
         saved, _ = checkpoint.newest_valid(run)
         checkpoint.delete_leftovers(run, saved.step if saved else -1)
         assert temporaries(run) == []
@@ -308,7 +310,7 @@ def check_tensors(run: Path, step: int) -> None:
 
 
 def temporaries(run: Path) -> list[str]:
-    """The names of the temporary files in a run folder."""
+    """The names in a run folder that begin with a dot: temporary files, and .lock if it exists."""
     return sorted(p.name for p in run.rglob(".*"))
 
 

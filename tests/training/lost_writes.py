@@ -25,8 +25,7 @@ combinations, a random sample of this size is tried."""
 
 
 class File:
-    """A file's data, and whether the data has had an fsync, so that it is on the disk
-    (`synced`)."""
+    """A file's data, and whether an fsync has put the data on the disk (`synced`)."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -41,9 +40,10 @@ class File:
 
 
 class Folder:
-    """The names in a folder: as processes see them (`names`), and as they are on the disk
-    (`on_disk`). `changes` holds the changes since the most recent fsync. Each change maps names to
-    their new file or folder, or to None if the name is deleted."""
+    """The names in a folder, as processes see them (`names`) and as the disk has them (`on_disk`).
+
+    `changes` holds the changes since the most recent fsync. Each change maps names to their new
+    file or folder, or to None if the name is deleted."""
 
     def __init__(self) -> None:
         self.names: dict[str, File | Folder] = {}
@@ -51,8 +51,9 @@ class Folder:
         self.changes: list[dict[str, File | Folder | None]] = []
 
     def change(self, names: dict[str, File | Folder | None]) -> None:
-        """Change several names in one atomic change. None instead of a file or folder deletes the
-        name."""
+        """Change several names in one atomic change.
+
+        If `names` maps a name to None, the name is deleted."""
         self.changes.append(names)
         _set(self.names, names)
 
@@ -126,8 +127,9 @@ class Model:
                 file.synced = True
 
     def after_a_crash(self, choice: random.Random) -> set[Tree]:
-        """All trees of files that the disk can hold if the power fails now. If more than LIMIT
-        combinations are possible, returns only the trees of a random sample."""
+        """All trees of files that the disk can hold if the power fails now.
+
+        If more than LIMIT combinations are possible, returns only the trees of a random sample."""
         folders, files = _nodes(self.root)
         changes = [(folder, names) for folder in folders for names in folder.changes]
         options: list[Iterable[object]] = [[False, True]] * len(changes)

@@ -75,8 +75,9 @@ def batch(seed: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Applied(nn.Module):
-    """Adds scale * B A to a layer's weight, as a parametrization of PyTorch. Thus autograd computes
-    gradients of A and B."""
+    """Adds scale * B A to a layer's weight, as a parametrization of PyTorch.
+
+    Thus autograd computes gradients of A and B."""
 
     def __init__(self, A: torch.Tensor, B: torch.Tensor, scale: float) -> None:
         super().__init__()
@@ -241,8 +242,9 @@ def test_a_wrong_setting_says_what_to_write(override: str, words: str) -> None:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_tables_get_the_gradients_of_full_training(arch: str) -> None:
-    """The tables (embedding and head) have no A and B. They are trained directly, so they get the
-    same gradients as in full training."""
+    """The tables (embedding and head) have no A and B.
+
+    They are trained directly, so they get the same gradients as in full training."""
     state = state_with(LoraConfig(rank=4, embeddings=True), network(arch))
     adapters = with_random_b(state)
     assert adapters.tables == (

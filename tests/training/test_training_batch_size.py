@@ -58,8 +58,7 @@ def config_of(*overrides: str) -> Any:
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, rows: int, config: Any = None) -> None:
-    """Let the machine have just the memory that a training with `rows` sequences per micro-batch
-    needs."""
+    """Let the machine have just the memory for training with micro-batches of `rows` sequences."""
     config = config or config_of()
     sized = config.model_copy(
         update={"train": config.train.model_copy(update={"batch_size": rows})}
@@ -119,8 +118,9 @@ def test_fsdp_in_several_processes_is_refused() -> None:
 
 
 def test_a_gpu_tries_steps_until_its_memory_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The functions that would use a GPU are replaced. A step with more than 8 sequences raises an
-    out-of-memory error."""
+    """The functions that would use a GPU are replaced.
+
+    A step with more than 8 sequences raises an out-of-memory error."""
     device = batch_size.torch.device("cuda")
     tried: list[int] = []
 

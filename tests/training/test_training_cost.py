@@ -3,6 +3,7 @@ measurements."""
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from gptcli.config import Config
 from gptcli.model.gpt import GPT
 from gptcli.training.cost import counts, matrix_parameters, relative_seconds
-from gptcli.training.speed import flops_per_token
+from gptcli.training.speed import flops_per_token, least_seconds, multiplied_weights
 
 SHAPE = {"n_layer": 3, "n_head": 2, "n_embd": 64, "block_size": 64}
 
@@ -56,6 +57,23 @@ def test_the_counted_products_are_those_of_the_model(arch: str) -> None:
     )
 
 
+def test_queries_that_share_keys_and_values_read_them_once() -> None:
+    def seconds_per_stream(kv_heads: int, flops: float, bytes_per_second: float) -> float:
+        one = config({"n_head": 4, "n_kv_head": kv_heads, "head_dim": 24})
+        with torch.device("meta"):
+            model = GPT(one.model, 65)
+        work = 0.0 if bytes_per_second < math.inf else 2.0 * multiplied_weights(model) / flops
+        few, more = (least_seconds(model, n, 2, flops, bytes_per_second) for n in (1, 2))
+        return more - few - work
+
+    read, multiplied = (math.inf, 1.0), (1.0, math.inf)
+    cached = 2 * 3 * 4 * 24 * 64  # keys and values of 3 layers, 4 heads, 24 channels, 64 tokens
+    assert seconds_per_stream(4, *read) == 2 * cached
+    assert seconds_per_stream(1, *read) == 2 * cached / 4
+    assert seconds_per_stream(4, *multiplied) == 2 * cached
+    assert seconds_per_stream(1, *multiplied) == 2 * cached
+
+
 MEASURE = """
 import itertools
 from types import SimpleNamespace
@@ -83,7 +101,7 @@ def measured(layers, width, T, B):
         "model": {"n_layer": layers, "n_head": width // 32, "n_embd": width, "block_size": T},
         "train": {"batch_size": B}})
     engine, _ = choose_engine(config, cpu, torch.bfloat16, compiled=False, has_user_parts=False)
-    # Where PyTorch emulates bfloat16, a step of this size takes half a minute.
+    # If PyTorch must emulate bfloat16, a step of this size takes half a minute.
     dtype, size = (torch.bfloat16, 2) if engine == "native" else (torch.float32, 4)
     seconds_per_step(config, 65, dtype, cpu, engine, seconds=6)
     parameters = layers * 12 * width**2 + 2 * 65 * width

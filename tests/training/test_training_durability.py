@@ -77,8 +77,9 @@ def test_a_file_that_cannot_be_deleted_stops_no_other_deletion(tmp_path: Path) -
 
 
 def test_a_save_first_deletes_what_a_killed_save_left(tmp_path: Path, monkeypatch: Patch) -> None:
-    """A save first deletes the temporary files of a killed save, then writes. If it wrote first, a
-    full disk would stay full."""
+    """A save first deletes the temporary files of a killed save, then writes.
+
+    If it wrote first, a full disk would stay full."""
     for step in (10, 20):
         write(tmp_path, step)
     leave_behind(tmp_path)
@@ -141,8 +142,9 @@ def test_the_best_checkpoint_is_kept_if_checkpoints_best_is_unreadable(tmp_path:
 def test_the_best_checkpoint_is_kept_if_checkpoints_best_is_wrong(
     tmp_path: Path, mark: str | None
 ) -> None:
-    """The best step is in `checkpoints/best` and in meta.json. If they name different steps, gptcli
-    keeps the checkpoints of both steps."""
+    """The best step is in `checkpoints/best` and in meta.json.
+
+    If they name different steps, gptcli keeps the checkpoints of both steps."""
     for step in (10, 20, 30, 40, 50):
         write(tmp_path, step, best=20)
     if mark is not None:

@@ -18,8 +18,7 @@ def samples(events: list[Any]) -> list[SampleDrawn]:
 
 @pytest.fixture(autouse=True)
 def _enough_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow 60 s for a sample, because a busy machine must not shorten the samples that a test
-    compares."""
+    """Allow 60 s for a sample, so that no busy machine shortens the samples of a comparison."""
     monkeypatch.setattr(final_sample, "_SECONDS", 60.0)
 
 

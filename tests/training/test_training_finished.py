@@ -27,8 +27,9 @@ def damage(run: Path, step: int) -> None:
 def test_a_run_whose_last_checkpoint_is_damaged_is_not_finished(
     why: str, cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    """A rule of the config ended the run. After the damage, the run resumes from the checkpoint
-    before the damaged one."""
+    """A rule of the config ended the run.
+
+    After the damage, the run resumes from the checkpoint before the damaged one."""
     run = tmp_path / "r"
     small = [word for word in BASE if not word.startswith("train.max_steps")]
     rule = {"target": "train.stop_at_val_loss=100", "patience": "train.patience=1"}[why]
@@ -98,8 +99,10 @@ def test_a_parameter_without_a_gradient_does_not_prevent_a_resume(
 def test_the_sample_of_the_step_of_a_stop_is_drawn_at_the_resume(
     stop: int, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run was stopped after a step with a sample. Even if the stop came after the checkpoint and
-    before the sample, the sample is drawn exactly once."""
+    """A run is stopped after a step or after a sample, and resumed.
+
+    Even if the stop came after the checkpoint and before the sample of a step, the sample is drawn
+    exactly once."""
     from gptcli.events import SampleDrawn, StepDone
     from gptcli.training import final_sample, loop
 

@@ -27,8 +27,9 @@ SMALL = (
 
 
 class Full(durable.Disk):
-    """A disk that can be full for files called `name`. A write to a full disk stores half of its
-    data, then fails.
+    """A disk that can be full for files called `name`.
+
+    A write to a full disk stores half of its data, then fails.
 
     `is_full(n)` says whether the disk is full at the n-th write to these files."""
 

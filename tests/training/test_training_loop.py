@@ -71,8 +71,9 @@ def test_one_batch_is_overfitted_in_100_steps(arch: Any, optimizer: Any) -> None
 
 
 def test_losses_of_20_steps_are_golden(new: Any, drive: Drive) -> None:
-    """The losses of a run with AdamW in float32 on a CPU are recorded in GOLDEN. Other losses
-    mean that gptcli no longer computes the same."""
+    """The losses of a run with AdamW in float32 on a CPU are recorded in GOLDEN.
+
+    Other losses mean that gptcli no longer computes the same."""
     events = drive(
         new(
             "r",

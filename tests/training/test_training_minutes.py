@@ -71,8 +71,9 @@ def test_the_more_often_the_text_is_repeated_the_higher_the_dropout() -> None:
 
 
 def test_a_text_of_many_different_characters_keeps_them_as_tokens() -> None:
-    """In these texts, as in Chinese, most characters take about three bytes. So a BPE would need
-    most of its merges only to join the bytes of single characters."""
+    """In these texts, as in Chinese, most characters take about three bytes.
+
+    So a BPE would need most of its merges only to join the bytes of single characters."""
     assert choose(1e14, text(6e4, 3000, 2.9)).values["tokenizer.kind"] == "char"
     assert choose(1e14, text(2e7, 5000, 2.9)).values["tokenizer.kind"] == "char"
     assert choose(1e14, text(2e7, 50_000, 2.9)).values["tokenizer.kind"] == "byte"
@@ -177,6 +178,18 @@ def test_the_steps_fill_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert 0.85 * 6000 < steps[0] <= 6000
     assert steps[1] / steps[0] == pytest.approx(2, rel=0.15)
     assert steps[2] / steps[0] == pytest.approx(10, rel=0.15)
+
+
+def test_the_reason_says_that_compiled_steps_are_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(0.01, 0.01))
+    for compiled, said in (
+        (True, "10 ms a step without torch.compile; "),
+        (False, "10 ms a step; "),
+    ):
+        _, why = planned(tmp_path, 1, {"run.compile": compiled}, keep=True)
+        assert why.startswith(said)
 
 
 def test_a_short_text_is_not_read_again_and_again(

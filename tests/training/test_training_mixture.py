@@ -23,7 +23,7 @@ ENGINES = [
     pytest.param(
         "native",
         marks=pytest.mark.skipif(
-            library.find(library.TRAINING_FLOAT32).library is None, reason="no C compiler here"
+            library.find(library.TRAINING_FLOAT32).library is None, reason="no C library here"
         ),
     ),
 ]
@@ -31,8 +31,9 @@ ENGINES = [
 
 @pytest.fixture
 def texts(tmp_path: Path) -> list[Path]:
-    """The paths of a long text of vowels and a short text of consonants. The losses on these texts
-    differ clearly."""
+    """The paths of a long text of vowels and a short text of consonants.
+
+    The losses on these texts differ clearly."""
     places = [tmp_path / "vowels.txt", tmp_path / "consonants.txt"]
     places[0].write_text("aeiou" * 400)
     places[1].write_text("bcdfghjklmnpqrst" * 50)

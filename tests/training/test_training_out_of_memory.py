@@ -105,8 +105,9 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(
     where: str, there: str, cli: Any, text_file: Any, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """The failed run leaves no files, so its name can be used again. An older run in the same
-    folder stays unchanged."""
+    """The failed run leaves no files, so its name can be used again.
+
+    An older run in the same folder stays unchanged."""
     from gptcli.training import training_state
     from gptcli.training.passes import TorchPasses
 

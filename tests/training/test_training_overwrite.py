@@ -51,8 +51,9 @@ def overwrite(run: Path) -> None:
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """The files of a run: path -> content. Leaves out names that begin with a dot: temporary files,
-    `.lock`, and the folder `.replaced`."""
+    """The files of a run: path -> content.
+
+    Leaves out names that begin with a dot: temporary files, `.lock`, and the folder `.replaced`."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
@@ -75,9 +76,10 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kills(begun: Path, call: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Copy the run `begun` several times, call `call` on each copy, and return the copies. On the
-    first copy, the call was completed. On each further copy, SIGKILL ended the call: before its
-    first operation on the disk, before its second, and so on."""
+    """Copy the run `begun` several times, call `call` on each copy, and return the copies.
+
+    On the first copy, the call was completed. On each further copy, SIGKILL ended the call: before
+    its first operation on the disk, before its second, and so on."""
     disk = Recording()
     runs = [shutil.copytree(begun, begun.parent / "whole")]
     with monkeypatch.context() as patch:
@@ -161,8 +163,9 @@ REFUSALS = [
 def test_the_exit_code_tells_a_failing_disk_from_a_wrong_path(
     number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the disk fails, the exit code is 1 and the message names the free space. If the path is
-    wrong, the exit code is 2."""
+    """If the disk fails, the exit code is 1 and the message names the free space.
+
+    If the path is wrong, the exit code is 2."""
     run = tmp_path / "new"
     disk = Recording()
     monkeypatch.setattr(durable, "disk", disk)

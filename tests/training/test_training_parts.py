@@ -128,8 +128,9 @@ def test_every_optimizer_of_the_config_describes_itself() -> None:
 
 @pytest.mark.parametrize("kind", sorted(RECIPES))
 def test_an_optimizer_keeps_the_slots_that_it_describes(kind: str) -> None:
-    """An optimizer keeps `slots` float32 numbers for each weight of a matrix. All estimates of
-    memory use `slots`."""
+    """An optimizer keeps `slots` float32 numbers for each weight of a matrix.
+
+    All estimates of memory use `slots`."""
     matrix = ("h.0.attn.query.weight", torch.ones(4, 4))
     optimizers = Optimizers(kind, [matrix], 0.1, torch.float32)
     matrix[1].grad = torch.ones(4, 4)

@@ -23,8 +23,9 @@ from gptcli.view.metrics import passage_record
 
 
 class Store:
-    """A token store that takes the place of the validation split. Its ids repeat in a fixed
-    pattern."""
+    """A token store that takes the place of the validation split.
+
+    Its ids repeat in a fixed pattern."""
 
     def __init__(self, length: int, vocab_size: int = 20) -> None:
         self._ids = torch.arange(length) * 7 % vocab_size
@@ -67,8 +68,9 @@ def test_the_losses_are_those_of_the_network() -> None:
 
 
 def test_the_maps_are_those_of_the_first_tokens() -> None:
-    """Each map holds the lower triangle of the attention weights, a byte for each weight. The
-    weight 1 is the byte 255."""
+    """Each map holds the lower triangle of the attention weights, a byte for each weight.
+
+    The weight 1 is the byte 255."""
     model = a_model()
     (found,) = looked(Store(500), model)
     T = 24

@@ -35,8 +35,10 @@ class Clock:
 def simulate(
     monkeypatch: pytest.MonkeyPatch, seconds_at: Any, planned: int, budget: float = 60.0
 ) -> tuple[float, int, int]:
-    """Simulate a run. A step that begins at second t takes seconds_at(t) seconds. Return
-    (the run's seconds, its steps, how often its plan changed)."""
+    """Simulate a run.
+
+    A step that begins at second t takes seconds_at(t) seconds. Return (the run's seconds, its
+    steps, how often its plan changed)."""
     clock = Clock()
     monkeypatch.setattr(planner, "time", clock)
     config = Config.model_validate({"train": {"eval_every": 50, "max_steps": planned}})
@@ -149,7 +151,7 @@ SMALL = (
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
-    """Let every Planner make these changes of the plan, a dict: step -> the new max_steps."""
+    """Let every Planner change the plan at fixed steps. Return a dict: step -> new max_steps."""
     plans = {4: 14, 7: 21, 11: 16}
 
     def max_steps(self: Planner, step: int, planned: int, now: float) -> int | None:
@@ -197,9 +199,10 @@ def test_a_resumed_run_replays_its_plans(
 def test_a_time_limit_for_many_documents(
     cli: Any, tmp_path: Path, scripted: dict[int, int]
 ) -> None:
-    """With many documents, the documents for validation lie between those for training. Early in
-    the run, gptcli evaluates a part of the validation tokens to measure how long an evaluation
-    takes."""
+    """With many documents, the documents for validation lie between those for training.
+
+    Early in the run, gptcli evaluates a part of the validation tokens to measure how long an
+    evaluation takes."""
     texts = tmp_path / "texts"
     texts.mkdir()
     for number in range(20):

@@ -25,8 +25,9 @@ CPU = torch.device("cpu")
 
 
 class _Rehearsal:
-    """Takes the place of the recorder of CUDA graphs, but records nothing. The "graph" that it
-    returns calls `work` again."""
+    """Takes the place of the recorder of CUDA graphs, but records nothing.
+
+    The "graph" that it returns calls `work` again."""
 
     def __init__(self, *, works: bool = True) -> None:
         self.records = 0

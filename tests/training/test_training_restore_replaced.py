@@ -197,8 +197,9 @@ def test_one_more_signal_during_the_restore(
 def test_no_file_of_the_new_run_stays(
     old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The old run was killed so early that it has no run.json. If the new run left its own
-    run.json, the restored old run would have a wrong one."""
+    """The old run was killed so early that it has no run.json.
+
+    If the new run left its own run.json, the restored old run would have a wrong one."""
     (old / "run.json").unlink()
     before = content(old)
 
@@ -211,8 +212,9 @@ def test_no_file_of_the_new_run_stays(
 
 
 def killed_during_restore(old: Path) -> Iterator[Path]:
-    """Kill restore_replaced at each of its operations. Yield the run folder after each kill, if
-    the folder then has no config.yaml."""
+    """Kill restore_replaced at each of its operations.
+
+    Yield the run folder after each kill, if the folder then has no config.yaml."""
     config = run_folder.read_config(old)
     tokenizer = run_folder.read_tokenizer(old)
     begun = shutil.copytree(old, old.parent.parent / "begun")
@@ -285,8 +287,10 @@ def test_a_training_without_the_lock_leaves_the_folder_alone(
     winner: list[Any] = []
 
     def make(path: Path) -> list[Path]:
-        """Make the folder as usual. At the first call for the run folder, also lock the
-        folder, as if another training had been quicker."""
+        """Make the folder as usual.
+
+        At the first call for the run folder, also lock the folder, as if another training had been
+        quicker."""
         made = make_folder(path)
         if path == run and not winner:
             winner.append(durable.folder_lock(run))

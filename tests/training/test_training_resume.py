@@ -44,8 +44,10 @@ def end(events: list[Event]) -> Finished:
 
 
 def stop_on(event_type: type, step: int) -> tuple[list[Event], Callable[[], bool]]:
-    """An empty list for the events, and a function to pass as `should_stop`. The function returns
-    True once the list holds an event of this type whose step is `step` or later."""
+    """An empty list for the events, and a function to pass as `should_stop`.
+
+    The function returns True once the list holds an event of this type whose step is `step` or
+    later."""
     events: list[Event] = []
     return events, lambda: any(
         isinstance(e, event_type) and getattr(e, "step", 0) >= step for e in events
@@ -256,8 +258,9 @@ def test_extending_before_the_first_checkpoint_is_saved(
 
 
 def test_float16_scales_its_loss_and_unscales_its_gradients(new: Any) -> None:
-    """gptcli refuses to train in float16 on a CPU. This test calls the training loop directly,
-    which can do it."""
+    """gptcli refuses to train in float16 on a CPU.
+
+    This test calls the training loop directly, which can do it."""
     from dataclasses import replace
 
     from gptcli.training.loop import _Loop

@@ -100,6 +100,44 @@ def test_an_edited_config_is_compared_in_the_same_words() -> None:
     assert note.endswith("run.loggers is csv; the checkpoint has none")
 
 
+@pytest.mark.parametrize("limit", ["train.minutes=2", "train.max_epochs=5"])
+def test_a_run_that_is_killed_after_extend_keeps_its_checkpoints(limit: str) -> None:
+    """--extend writes config.yaml before the next checkpoint."""
+    stored = config(limit, "train.max_steps=100", "train.warmup_steps=3")
+    wanted = config(limit, "train.max_steps=200", "train.warmup_steps=3")
+    extended, _ = config_for_resume(RUN, stored, wanted, True, 50)
+    assert (extended.train.minutes, extended.train.max_epochs) == (None, None)
+    (note,) = same_config(RUN, {"config": stored.model_dump()}, extended)
+    assert note.endswith("train.max_steps is 200; the checkpoint has 100")
+
+
+@pytest.mark.parametrize("limit", ["train.minutes", "train.max_epochs"])
+def test_an_edited_limit_is_refused(limit: str) -> None:
+    meta = {"config": config(f"{limit}=5", "train.max_steps=100").model_dump()}
+    with pytest.raises(GptcliError, match="is not the config of this checkpoint"):
+        same_config(RUN, meta, config(f"{limit}=6", "train.max_steps=100"))
+    if limit == "train.max_epochs":
+        with pytest.raises(GptcliError, match=r"max_epochs null \(checkpoint: 5.0\)"):
+            same_config(RUN, meta, config("train.max_steps=100"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "planned"),
+    [("train.minutes=2", 5000), ("train.minutes=2", 50), ("train.max_epochs=5", 50)],
+)
+def test_the_config_of_the_run_resumes_it_after_its_steps_were_planned(
+    limit: str, planned: int
+) -> None:
+    """gptcli changed max_steps. The user did not."""
+    stored = config(limit, f"train.max_steps={planned}")
+    wanted = config(limit, "train.max_steps=1000")
+    assert config_for_resume(RUN, stored, wanted, False, 5) == (stored, [])
+    with pytest.raises(GptcliError, match=f"train.max_steps: {planned} -> 1000"):
+        config_for_resume(RUN, stored, wanted, False, 5, frozenset({"train.max_steps"}))
+    with pytest.raises(GptcliError, match=f"train.max_steps: {planned} -> 1000"):
+        config_for_resume(RUN, stored, config("train.max_steps=1000"), False, 5)
+
+
 def test_another_network_is_written_in_the_same_words() -> None:
     with pytest.raises(GptcliError) as refused:
         refuse_other_network(

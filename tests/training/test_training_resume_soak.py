@@ -1,7 +1,7 @@
 """A run that is killed or interrupted seven times ends with the same weights and metrics as an
 uninterrupted run.
 
-The test stops real processes. `make reliability` does so many times, at random moments.
+The test stops real processes. `make reliability` stops many more, at random moments.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork and SIGKILL as POSIX has them")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 @pytest.mark.parametrize(
     "more",
     [

@@ -208,8 +208,9 @@ def test_names_from_elsewhere_are_not_followed(
 
 
 def copied(setup: Setup, url: str) -> tuple[RunCopy, list[str]]:
-    """Train a run that has a copy at `url`. Return the copy, and the warnings about it during the
-    training."""
+    """Train a run that has a copy at `url`.
+
+    Return the copy, and the warnings about it during the training."""
     copy, warnings = RunCopy(setup.run, url), []
     for event in train(setup):
         if isinstance(event, CheckpointSaved):
@@ -221,8 +222,7 @@ def copied(setup: Setup, url: str) -> tuple[RunCopy, list[str]]:
 
 
 def says_all(warning: str, goal: str, why: str, run: Path) -> bool:
-    """Whether a warning names the file at the URL (`goal`) and the reason (`why`), and says that
-    the run is safe."""
+    """Whether a warning names the file at the URL (`goal`), the reason (`why`) and the safe run."""
     safe = f"The run itself is safe in {run}"
     return f" {goal}" in warning and f": {why}. " in warning and safe in warning
 
@@ -287,8 +287,9 @@ def test_the_end_waits_for_an_upload_that_began_after_it(
 def test_a_full_disk_leaves_the_copy_as_it_was(
     new: Callable[..., Setup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk of the copy fills up while a file is written. The copy then keeps the earlier
-    content of this file."""
+    """The disk of the copy fills up while a file is written.
+
+    The copy then keeps the earlier content of this file."""
     setup, there = new("r", *OFTEN), tmp_path / "copy"
     copy = RunCopy(setup.run, there.as_uri())
     trained(setup, copy, stop_at=10)
@@ -310,8 +311,9 @@ def test_a_full_disk_leaves_the_copy_as_it_was(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system of 64 KiB. The test is skipped if this user cannot mount file
-    systems."""
+    """A folder on a file system of 64 KiB.
+
+    The test is skipped if this user cannot mount file systems."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]

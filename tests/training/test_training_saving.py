@@ -21,8 +21,10 @@ OFTEN = ("train.checkpoint_every=3", "train.eval_every=8", "train.keep_checkpoin
 
 @pytest.fixture(params=["at once", "background"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How gptcli writes checkpoints: in the training loop ("at once", the default for small
-    checkpoints) or in the background. A test with this fixture runs once in each way."""
+    """How gptcli writes checkpoints: "at once" or in the background.
+
+    "At once" means in the training loop, which is the default for small checkpoints. A test with
+    this fixture runs once in each way."""
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if request.param == "background" else 1 << 40)
     return str(request.param)
 

@@ -98,8 +98,9 @@ def test_a_second_run_of_the_same_name_is_announced(
 
 
 def test_a_rank_above_that_of_a_change_is_noted() -> None:
-    """The change of a matrix cannot have a higher rank than the smaller side of the matrix. A
-    higher `train.lora.rank` is allowed, as in peft, but gptcli prints a note."""
+    """The change of a matrix cannot have a higher rank than the smaller side of the matrix.
+
+    A higher `train.lora.rank` is allowed, as in peft, but gptcli prints a note."""
 
     def noted(*overrides: str) -> list[str]:
         words = ("model.n_head=4", "model.n_kv_head=1", "model.n_embd=64", *overrides)

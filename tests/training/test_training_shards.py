@@ -32,8 +32,7 @@ OFTEN = ("train.checkpoint_every=5", "train.eval_every=10", "train.keep_checkpoi
 
 @pytest.fixture
 def sharding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a training write its checkpoints in two shards, as two ranks do, although it has only one
-    process."""
+    """Let a training of one process write its checkpoints in two shards, as two ranks do."""
     monkeypatch.setattr(training_state, "WholeFiles", TwoShards)
 
 
@@ -131,8 +130,9 @@ def test_an_index_without_one_shard_is_damaged(missing: str, run: Path) -> None:
 
 
 def test_shards_of_two_saves_are_not_one_checkpoint(run: Path) -> None:
-    """This meta.json lists the first of two shards, and the second of three. So it lists no
-    complete set of shards."""
+    """This meta.json lists the first of two shards, and the second of three.
+
+    So it lists no complete set of shards."""
     files = {shard_name("model", 1, 2): {}, shard_name("model", 2, 3): {}}
     with pytest.raises(ValueError, match="it lists neither"):
         names_of(files, "model")

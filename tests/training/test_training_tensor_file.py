@@ -1,4 +1,5 @@
-"""Tensor files have the bytes that safetensors.torch.save gives. Writing one copies no tensor."""
+"""Tensor files have the bytes that safetensors.torch.save gives. Writing a file of float32 tensors
+copies no tensor."""
 
 from __future__ import annotations
 

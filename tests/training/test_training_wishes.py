@@ -27,8 +27,9 @@ from gptcli.training.wishes import Wish
 
 
 def driven(setup: Setup, asked: dict[int, list[Wish]]) -> list[Event]:
-    """The events of a run. After each step in `asked`, the user asks for the wishes
-    `asked[step]`."""
+    """The events of a run.
+
+    After each step in `asked`, the user asks for the wishes `asked[step]`."""
     events: list[Event] = []
 
     def wishes() -> Collection[Wish]:
@@ -89,8 +90,8 @@ def test_each_wish_gets_its_event(new: Any) -> None:
     }
     assert found[ExtraEvaluation] == [5]
     assert found[SampleDrawn][:2] == [3, 8]
-    # gptcli saves a second checkpoint after the sample. It tells a resumed run that the sample was
-    # drawn.
+    # gptcli saves a second checkpoint after the sample. This checkpoint tells a resumed run that
+    # the sample was drawn.
     assert found[CheckpointSaved][:2] == [8, 8]
     (loss,) = [e.val_loss for e in events if isinstance(e, ExtraEvaluation)]
     assert 0 < loss < 10

@@ -141,8 +141,9 @@ def test_bounds_are_never_empty(values: list[float]) -> None:
 
 
 def test_the_end_of_a_short_curve_is_in_the_range_if_asked() -> None:
-    """One of two runs ended early, with a high loss. With `with_ends`, the range of the axis
-    includes this loss."""
+    """One of two runs ended early, with a high loss.
+
+    With `with_ends`, the range of the axis includes this loss."""
     nan = math.nan
     short, long = [4.0, 3.0, *[nan] * 18], [4.0, 3.2, *[2.0] * 18]
     assert bounds(short, long)[1] < 3.0

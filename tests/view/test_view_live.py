@@ -173,7 +173,7 @@ def test_a_key_is_marked_until_its_work_is_done() -> None:
         assert word + "   " not in key_line(state, 100).plain
         state.absorb(event)
         assert word + "   " in key_line(state, 100).plain
-    # Without an event, the line also says "s sample" again after some steps.
+    # If no SampleDrawn follows the key, the line says "s sample" again after some steps.
     state.press("s")
     for step in range(4):
         state.absorb(step_done(step))

@@ -164,8 +164,9 @@ def test_lines_after_a_new_plan_have_the_new_total() -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A list with one number: the time that time.monotonic returns to the view. The test can change
-    the number."""
+    """A list with one number: the time that time.monotonic returns to the view.
+
+    The test can change the number."""
     now = [100.0]
     monkeypatch.setattr("gptcli.view.plain.time.monotonic", lambda: now[0])
     return now
@@ -239,8 +240,9 @@ def a_run_that_memorises(loss_after: float = 0.5) -> Iterator[Event]:
 
 
 def test_a_line_says_that_the_run_memorises() -> None:
-    """When the validation loss rises for the second time, one line says so. The last line says
-    which step `sample` uses."""
+    """When the validation loss rises for the second time in a row, one line says so.
+
+    The last line says which step `sample` uses."""
     lines = shown(*a_run_that_memorises(), Finished(500, 1, 1.0, "done", 0.4, 1.7, 1.567, 100))
     notes = [line for line in lines if "has risen" in line]
     assert notes == [

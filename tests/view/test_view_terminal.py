@@ -26,8 +26,9 @@ DONE = Finished(3000, 6_144_000, 100.0, "done", 1.43, 1.58, 1.57, 2800)
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A list with one number: the time that time.monotonic returns to the view. The test can change
-    the number."""
+    """A list with one number: the time that time.monotonic returns to the view.
+
+    The test can change the number."""
     now = [100.0]
     monkeypatch.setattr("gptcli.view.terminal.time.monotonic", lambda: now[0])
     return now

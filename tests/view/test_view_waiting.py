@@ -13,8 +13,9 @@ from tests.view.view_screen import Screen
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    """Replace sys.stderr by a terminal of 80 by 24 cells, and return the terminal. This is no
-    fixture, because pytest replaces sys.stderr again after it has run the fixtures."""
+    """Replace sys.stderr by a terminal of 80 by 24 cells, and return the terminal.
+
+    This is no fixture, because pytest replaces sys.stderr again after it has run the fixtures."""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("LINES", "24")

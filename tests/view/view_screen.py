@@ -17,8 +17,9 @@ _TOKEN = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
 
 
 class Screen(io.StringIO):
-    """A terminal of `width` x `height` cells. It keeps the rows that a real terminal shows after
-    the same output.
+    """A terminal of `width` x `height` cells.
+
+    It keeps the rows that a real terminal shows after the same output.
 
     The screen obeys the terminal codes that the view may use. All other codes raise an error. A
     wide character takes two cells, of which the second is empty."""

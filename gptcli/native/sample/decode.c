@@ -442,7 +442,8 @@ static void feed_forward(const Step *s, const Layer *layer, const char *in) {
     }
 }
 
-/* Computes the logits of `rows` rows, `in`. Those of row r go to row logits_row[r] of d->logits. */
+/* Computes the logits of the rows `in` (rows, Cp). Those of row r go to row logits_row[r] of
+ * d->logits. */
 static void to_logits(const Step *s, const char *in, int rows, const int32_t *logits_row) {
     const Decoder *d = s->d;
     const long row = row_bytes(&d->head);
@@ -559,7 +560,8 @@ void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
     team_run(threads, feed_thread, &call);
 }
 
-/* A thread's part of dec_score. The argument is a Step whose `part` and `parts` are not set yet. */
+/* A thread's part of dec_score. The argument is a Step whose scratch, worker, part and parts are
+ * not set yet. */
 static void score_thread(void *argument, Worker *w) {
     Step s = *(const Step *)argument;
     s.scratch = s.d->scratch + w->number, s.worker = w, s.part = w->number, s.parts = w->count;
@@ -673,11 +675,11 @@ static void run_thread(void *argument, Worker *w) {
 
 /* Generates `steps` tokens for each of n different streams, into out (steps, n). Each token is
  * chosen from its stream's logits. Each token but the last is then fed. positions[i] is the
- * position of the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1). params
- * (n): the sampling parameters of streams[i]. seen: V bytes for each stream of the decoder, which
- * are read and updated if there is a penalty. next_states (8, V): entry (s, v) is the UTF-8 state
- * of a text in state s after token v; NULL if texts need not be valid UTF-8. states: the UTF-8
- * state of each stream of the decoder, which is updated. share_streams: as in dec_feed. */
+ * position of the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1).
+ * params[i]: the sampling parameters of streams[i]. seen: V bytes for each stream of the decoder,
+ * which are read and updated if there is a penalty. next_states (8, V): entry (s, v) is the UTF-8
+ * state of a text in state s after token v; NULL if texts need not be valid UTF-8. states: the
+ * UTF-8 state of each stream of the decoder, which is updated. share_streams: as in dec_feed. */
 void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions, int steps,
              const double *uniform, const SamplingParams *params, uint8_t *seen,
              const uint8_t *next_states, uint8_t *states, int32_t *out, int threads,

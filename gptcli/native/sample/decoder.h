@@ -35,10 +35,10 @@ int shape_bytes(void) { return sizeof(Shape); }
 
 /* The packed weights of a layer. */
 typedef struct {
-    /* Its outputs for each KV head: G * P numbers of queries, then P numbers of the key, then P
-     * numbers of the value. 1 or 2 panels of zeros follow the last head. */
+    /* The outputs of qkv for each KV head: G * P numbers of queries, then P numbers of the key,
+     * then P numbers of the value. 1 or 2 panels of zeros follow the last head. */
     Packed qkv;
-    Packed out; /* its inputs: P numbers of each head */
+    Packed out; /* the inputs of out: P numbers of each head */
     Packed up;  /* with a gate: 16 outputs of the gate and 16 of up take turns */
     Packed down;
     float *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
@@ -80,8 +80,8 @@ typedef struct {
 } Decoder;
 
 /* A position is q * FINE_STEPS + r. Each of its rotary angles is a sum: the coarse table has the
- * angle of q * FINE_STEPS, and the fine table has the angle of r. A chunk is the tokens of a
- * prompt that one step takes. */
+ * angle of q * FINE_STEPS, and the fine table has the angle of r. A chunk is the tokens of one
+ * prompt that a step takes, at most MAX_CHUNK. */
 enum { FINE_STEPS = 1024, COARSE_STEPS = 256, MAX_CHUNK = 128 };
 
 /* Bytes of a number in the inputs of products. With int8 weights: in the inputs of quantize_row. */

@@ -1,11 +1,11 @@
-/* Packed weights of linear layers for sampling, and their products with a few rows.
+/* Packed weights of linear layers for sampling, and their products with up to 32 rows.
  *
  * A layer has N outputs and K inputs. N and K are padded with zeros to multiples of 32. A panel
  * holds the weights of 16 outputs. In float32 it has 16 numbers for each input. In bfloat16 it has
  * 16 pairs for each two inputs, which is also the layout of AMX's B tiles. int8.h describes panels
  * of int8 weights. README.md has drawings.
  *
- * The numbers of a row are added in the same order for any number of rows. So a stream's text does
+ * The products of a row are added in the same order for any number of rows. So a stream's text does
  * not depend on the other streams. */
 
 #ifndef GPTCLI_PACKED_H

@@ -142,8 +142,8 @@ static void attention_forward(HeadPart q, HeadPart k, HeadPart v, int T, int D, 
 }
 
 /* The address of QUERIES rows and 16 columns of a part, from (t, c) on, for a product that stores
- * its result there. NULL if these rows are not in one piece, or if a product would have to round.
- */
+ * its result there. NULL if there are fewer rows, if these rows are not in one piece, or if a
+ * product would have to round. */
 static float *place_of_product(HeadPart h, int t, int c, int rows) {
     const int fits = !BFLOAT16 && rows == QUERIES && (h.row + t) % QUERIES == 0;
     return fits ? (float *)part_at(h, t, c) : NULL;

@@ -8,9 +8,9 @@
 #include "gradients.h"
 #include "optimizers.h"
 
-/* Sets the numbers after the last real row to 0. Products take whole blocks of 32 rows, so they
- * read these numbers, too. The products give them weight 0, but they must be finite, because 0
- * times infinity is NaN. */
+/* Sets the numbers of `mixed` after the last real row to 0, and those of `dmixed` after the last
+ * row block. Products take whole blocks of 32 rows, so they read these numbers, too. The products
+ * give them weight 0, but they must be finite, because 0 times infinity is NaN. */
 static void clear_past_end(const Pass *p) {
     Model *g = p->g;
     const long Q = g->Q, end = 32 * p->MB;
@@ -159,10 +159,11 @@ static void loss_thread(void *argument, Worker *w) {
 /* The number of sequences that a thread takes at once, or 0 if threads take rows of a layer instead
  * of sequences.
  *
- * If threads take sequences, a step has three barriers in all; otherwise it has six for each layer.
- * So a thread that loses its processor delays the others less. But threads can take sequences only
- * if each layer has its own Tiles, and if there are enough sequences for all threads. Both ways
- * give the same results to the last bit, because no sum depends on groups. */
+ * If threads take sequences, a step has only three barriers in all, so a thread that loses its
+ * processor delays the others less. Otherwise a step has six barriers for each layer, and some
+ * more. But threads can take sequences only if there are enough sequences for all threads, and in
+ * training only if each layer has its own Tiles. Both ways give the same results to the last bit,
+ * because no sum depends on groups. */
 static long sequences_at_once(const Pass *p) {
     const Model *g = p->g;
     const long rows = 32L * g->group;

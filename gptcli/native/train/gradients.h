@@ -1,4 +1,4 @@
-/* Computes the gradients of the parameters from the tiles that the backward pass has stored.
+/* Computes the gradients of the parameters from the tiles and partial sums of the backward pass.
  *
  * Dimensions as in model.h. */
 
@@ -11,8 +11,8 @@
  * layer's inputs. N need not be a multiple of 16, the rows of a tile. */
 typedef struct {
     float *to;
-    /* A tiles and B tiles, in float32 pieces. Those of a row block follow one another without a
-     * gap. */
+    /* In bfloat16: A tiles and B tiles. In float32: pieces. Those of a row block follow one another
+     * without a gap. */
     const num *outputs, *inputs;
     long output_block, input_block; /* distance between the tiles of two row blocks */
     long N, K;

@@ -49,8 +49,8 @@ static Dropout dropout_at(float p, uint64_t seed, uint32_t site) {
 /* Dropout of numbers i to i + 15 of a site: each is multiplied by scale or becomes 0. */
 INLINE f32x16 apply_dropout(const Dropout d, uint32_t i, f32x16 x) {
     if (!d.dropped) return x;
-    /* (i + lane) * factor as i * factor + lane * factor: a loop computes the second product once.
-     */
+    /* (i + lane) * factor as i * factor + lane * factor. So a loop that calls this function
+     * computes the second product only once. */
     const uint32_t factor = 0x9e3779b1u;
     i32x16 h = mul_ints(lane_index(), broadcast_int((int)factor));
     h = xor_ints(add_ints(h, broadcast_int((int)(i * factor))), broadcast_int((int)d.key));
@@ -249,7 +249,7 @@ static void norm_rotate_backward(const num *dout, int D, const float *gain, cons
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
-/* The functions of this section compute sixteen numbers at a time. */
+/* The activation functions take sixteen numbers at a time. */
 
 /* act = silu(g) * u. The gradient d at act becomes d * silu at u, and d * u * slope at g. */
 INLINE void swiglu(f32x16 g, f32x16 u, f32x16 *act, f32x16 *silu, f32x16 *slope) {

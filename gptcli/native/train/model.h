@@ -76,7 +76,9 @@ typedef struct {
 } ThreadScratch;
 
 enum {
-    MOST_TILES = 256 << 20, /* each layer has its own Tiles only if all have at most these bytes */
+    /* Each layer has its own Tiles only if the Tiles of all layers but one have together at most
+     * these bytes. */
+    MOST_TILES = 256 << 20,
     /* If the weights of a layer have more bytes than this, a group can have several row blocks. */
     LARGE_WEIGHTS = BFLOAT16 ? 1 << 20 : 256 << 10,
 };

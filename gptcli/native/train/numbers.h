@@ -52,8 +52,8 @@ static void clear_rows(num *array, long from, long end, long columns) {
 }
 
 /* The gradient of a matrix is A^T B. A and B are arrays in pieces. In bfloat16, their pieces are
- * packed as tiles. In float32, the product reads the pieces themselves (multiply_pieces), so the
- * array is computed at its final place, and the functions that pack pieces do nothing. */
+ * packed as tiles. In float32, the product reads the pieces themselves (multiply_pieces), so both
+ * arrays are computed at their final places, and the functions that pack pieces do nothing. */
 
 #if BFLOAT16
 

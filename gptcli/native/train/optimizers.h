@@ -144,9 +144,9 @@ static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
     }
 }
 
-/* One step of Muon for a matrix w (R, C) with gradient g and momentum m: moves w along the
- * orthogonalised Nesterov momentum. A tall matrix is transposed first, because this makes X X^T
- * smaller. */
+/* One step of Muon for a matrix w (R, C) with gradient g and momentum m: updates m, shrinks w by
+ * the weight decay, and moves w against the orthogonalised Nesterov momentum. A tall matrix is
+ * transposed first, because this makes X X^T smaller. */
 static void muon_matrix(MuonScratch *s, float *w, const float *g, float *m, long R, long C,
                         float rate, float beta, float decay, int iterations) {
     const int tall = R > C;
@@ -222,8 +222,8 @@ static void muon_thread(void *argument, Worker *w) {
     tiles_end();
 }
 
-/* One step of Muon for n matrices (rows, columns) and their momenta. Returns 0 if there is not
- * enough memory for the step, else 1. */
+/* One step of Muon for n matrices and their momenta. Matrix i is (rows[i], columns[i]). Returns 0
+ * if there is not enough memory for the step, else 1. */
 int gpt_muon(int threads, int n, float **weights, float **grads, float **momenta,
              const int64_t *rows, const int64_t *columns, float rate, float beta, float decay,
              int iterations) {

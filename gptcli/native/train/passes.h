@@ -34,8 +34,8 @@ static int group_rows(const Pass *p, long k) {
     return left < most ? left : most;
 }
 
-/* Sites of dropout: two in each layer, one after the embedding, and one in the attention weights of
- * each head. */
+/* Sites of dropout: two in each layer, one after the embedding, and one for the attention weights
+ * of each head of each sequence in each layer. */
 enum { DROP_OUT, DROP_DOWN, DROP_SITES, DROP_EMBEDDING = 1 << 28, DROP_WEIGHTS = 1 << 29 };
 
 /* The dropout at a site (a place of the network that has dropout). It drops nothing if no backward
@@ -58,8 +58,9 @@ static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
  * first layer. */
 static Layer *saved_layer(const Pass *p, int l) { return p->g->layers + (p->training ? l : 0); }
 
-/* Where an array is computed that the gradient of a matrix needs: in `scratch` if it is packed into
- * `packed` later, else in `packed`. If no backward pass follows, nothing is packed. */
+/* Where an array is computed that the gradient of a matrix needs. In float32, this is its final
+ * place, `packed`. In bfloat16, it is `scratch`, and the array is packed into `packed` later. If no
+ * backward pass follows, it is `scratch`, and nothing is packed. */
 INLINE num *before_packing(const Pass *p, num *scratch, num *packed) {
     return BFLOAT16 || !p->training ? scratch : packed;
 }
@@ -252,8 +253,9 @@ static void attend_head(const Pass *p, int l, long head, ThreadScratch *s) {
 }
 
 /* Whether the forward pass keeps what the backward pass needs of the activation function: its
- * results in `hidden`, and its slopes where their gradients will be. Otherwise it keeps the inputs,
- * and the backward pass computes all of this again. In bfloat16, kept slopes would be rounded. */
+ * results in `hidden`, and its slopes in `d_up`, where the gradients will be. Otherwise the forward
+ * pass keeps the inputs in `hidden`, and the backward pass computes results and slopes again. In
+ * bfloat16, kept slopes would be rounded. */
 static int keeps_slopes(const Pass *p) { return !BFLOAT16 && p->training && p->g->keeps_tiles; }
 
 /* x += output projection of layer->mixed; then x += feed-forward(norm(x)). Both for `rows` rows

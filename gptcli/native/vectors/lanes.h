@@ -165,9 +165,9 @@ INLINE void store_interleaved(float *p, v16 a, v16 b) {
 #endif
 }
 
-/* e^x with a relative error of about 1e-7 for x from -87 to 88. If x is smaller, the result is 0.
- * If x is larger, the result is e^88. x = n ln 2 + r, so e^x = 2^n e^r. The Taylor series gives
- * e^r. Adding n to the exponent bits of e^r multiplies it by 2^n. */
+/* e^x with a relative error of about 1e-7 for x from -87 to 88. If x is smaller or NaN, the result
+ * is 0. If x is larger, the result is e^88. x = n ln 2 + r, so e^x = 2^n e^r. The Taylor series
+ * gives e^r. Adding n to the exponent bits of e^r multiplies it by 2^n. */
 INLINE v16 v16_exp(v16 x) {
     const v16 bound = blend(x > broadcast(88.0f), broadcast(88.0f), x);
     const v16 shift = broadcast(12582912.0f); /* adding 1.5 * 2^23 rounds to a whole number */

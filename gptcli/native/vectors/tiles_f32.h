@@ -24,8 +24,8 @@ static void tiles_begin(void) {}
 static void tiles_end(void) {}
 
 /* Memory that a product loads into the cache while it computes. If it loaded all of it at once, its
- * own loads would wait. So the first two groups of ROWS_AT_ONCE rows load `lines` lines of 64 bytes
- * before every eight steps: the first group from `first` on, the second from `second` on. */
+ * own loads would wait. So the first two groups of rows load `lines` lines of 64 bytes before every
+ * eight products of a sum: the first group from `first` on, the second from `second` on. */
 typedef struct {
     const float *first, *second;
     int lines;

@@ -1,6 +1,6 @@
 """The page's arithmetic in numpy, which proves a page if the machine has no JavaScript engine.
 
-It reads the page's payload and computes what runtime/network.js computes, token by token.
+This file reads the page's payload and computes what runtime/network.js computes, token by token.
 Dimensions: C channels, H heads, K heads of keys and values, D head_dim, P channels of a head as
 stored, S tokens that a token sees, V vocabulary.
 """
@@ -24,8 +24,9 @@ _HALF_LOG = np.float32(0.7978845608028654)  # sqrt(2 / pi), for GELU in its tanh
 
 
 def ask(payload: str, texts: Sequence[str], steps: int, tokenizer: Tokenizer) -> Answer:
-    """The Answer that the page with this payload would give for `texts`. Raises GptcliError if the
-    page's tokenizer has other tokens than `tokenizer`."""
+    """The Answer that the page with this payload would give for `texts`.
+
+    Raises GptcliError if the page's tokenizer has other tokens than `tokenizer`."""
     header, sections = read_payload(payload)
     if read_pieces(header, sections) != list(tokenizer.pieces):
         raise GptcliError(
@@ -53,11 +54,11 @@ def ask(payload: str, texts: Sequence[str], steps: int, tokenizer: Tokenizer) ->
 
 
 def _state_after(table: Any, tokens: Sequence[int]) -> int:
-    state = 0
+    states = set(range(len(table))) if len(tokens) > 4 else {0}
     for token in tokens[-4:]:
-        after = table[state, token] if table[state, token] != INVALID else table[0, token]
-        state = 0 if after == INVALID else int(after)
-    return state
+        after = {int(table[state, token]) for state in states} - {INVALID}
+        states = after or {int(table[0, token])} - {INVALID} or {0}
+    return min(states)
 
 
 class _Network:

@@ -137,11 +137,10 @@ def _smaller(trained: Trained) -> str:
 
 
 def _windows(trained: Trained) -> tuple[Tensor, str]:
-    """Token ids on which two networks are compared, int64 (B, T + 1), and a description of the
-    text.
+    """Token ids on which two networks are compared, int64 (B, T + 1), and a name for their text.
 
-    The text is the run's validation text if it still exists and is longer than a window, else a
-    text that the model writes."""
+    The text is the run's validation text if that is unchanged and longer than a window, else a text
+    that the model writes."""
     width = trained.config.model.block_size
     with contextlib.suppress(GptcliError, OSError):
         wanted = WantedText(
@@ -172,8 +171,10 @@ def _windows(trained: Trained) -> tuple[Tensor, str]:
 
 
 def first_prompt(trained: Trained, story: Story) -> str:
-    """The prompt that the page opens with: the first words of the run's last sample, or of a text
-    that the model writes now. "" if the tokenizer cannot encode them."""
+    """The prompt that the page opens with.
+
+    It has the first words of the run's last sample, or of a text that the model writes now. It is
+    "" if the tokenizer cannot encode these words."""
     sample = story.samples[-1][1] if story.samples else ""
     if not sample:
         sample = _own_text(trained)

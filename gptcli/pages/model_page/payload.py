@@ -39,8 +39,10 @@ _HEAD_UNIT = 16  # the C library pads each head to a multiple of this
 
 
 def payload(model: GPT, tokenizer: Tokenizer) -> str:
-    """The payload of a model, as text. The model must be on the CPU in float32, with builtin parts
-    only. Raises GptcliError if the tokenizer cannot run in a page."""
+    """The payload of a model, as text.
+
+    The model must be on the CPU in float32, with builtin parts only. Raises GptcliError if the
+    tokenizer cannot run in a page."""
     sections: dict[str, bytes] = {}
     matrices: dict[str, tuple[int, int]] = {}
     vectors: list[str] = []

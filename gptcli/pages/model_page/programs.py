@@ -54,9 +54,11 @@ class ProgramError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the page's JavaScript computed for each text: token ids, the logits of the next token
-    and a greedy continuation. `logits` is float32 (texts, V). `kernels` names the code that
-    computed the products: WebAssembly SIMD, JavaScript or numpy."""
+    """What the page's JavaScript, or numpy in its place, computed for each text.
+
+    `ids` has the token ids of each text, and `tokens` its greedy continuation. `logits` predict the
+    next token, float32 (texts, V). `kernels` names the code that computed the products: WebAssembly
+    SIMD, JavaScript or numpy."""
 
     ids: list[list[int]]
     logits: Floats
@@ -171,8 +173,9 @@ def _run(command: list[str]) -> str:
 
 
 def name_and_version(printed: str) -> str:
-    """The words up to the first one with a digit: "Google Chrome 131.0" of "Google Chrome 131.0
-    x". The first two words if none has a digit."""
+    """The words up to the first one with a digit, or the first two words if none has a digit.
+
+    For example "Google Chrome 131.0" of "Google Chrome 131.0 x"."""
     words = printed.split()
     numbers = [i for i, word in enumerate(words) if any(letter.isdigit() for letter in word)]
     return " ".join(words[: numbers[0] + 1] if numbers else words[:2])

@@ -1,8 +1,8 @@
-"""Proves, before a page is written, that its JavaScript gives the same logits and greedy texts as
-the network.
+"""Proves that a page's JavaScript gives the same logits and greedy texts as the network.
 
-Node.js or headless Chromium runs the page's payload, runtime and tokenizer on 64 prompts. If the
-machine has neither program, arithmetic.py computes the same in numpy.
+Before a page is written, Node.js or headless Chromium runs the page's payload, runtime and
+tokenizer on 64 prompts. If the machine has neither program, arithmetic.py computes the same in
+numpy.
 
 Dimensions: T tokens, V vocabulary, W window (block_size).
 """
@@ -50,13 +50,12 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class Proof:
-    """How a page was proven. `how` says whether the page's JavaScript ran, or the same arithmetic
-    in numpy.
+    """How a page was proven, and how far the page and the network differ.
 
-    `program` is the name and version of the program. `largest_difference` is the largest
-    difference between a logit of the page and the same logit of the network. `close_calls` counts
-    the greedy tokens for which another token has a larger logit in the network, by at most
-    TOLERANCE."""
+    `how` says whether the page's JavaScript ran, or the same arithmetic in numpy. `program` is the
+    name and version of the program. `largest_difference` is the largest difference between a logit
+    of the page and the same logit of the network. `close_calls` counts the greedy tokens for which
+    another allowed token has a larger logit in the network, by at most TOLERANCE."""
 
     how: Literal["javascript", "numpy"]
     program: str
@@ -69,8 +68,9 @@ class Proof:
 def prove(payload: str, rounded: GPT, tokenizer: Tokenizer, program: Program | None) -> Proof:
     """Compare the page with the network on the same rounded weights, in float32.
 
-    Raises GptcliError (exit code 1) if token ids differ, if a logit differs by more than TOLERANCE,
-    or if a greedy token's logit is more than TOLERANCE below the network's largest one."""
+    Raises GptcliError (exit code 1) if `program` gives no answer, if token ids differ, if a logit
+    differs by more than TOLERANCE, or if a greedy token's logit is more than TOLERANCE below the
+    network's largest one."""
     texts = list(prompts(tokenizer, rounded.config.block_size))
     answer, name = _ask(payload, texts, tokenizer, program)
     table = table_of(tokenizer)
@@ -106,8 +106,8 @@ def _ask(
         raise GptcliError(
             f"the page was not written: {program.name} could not run the page's JavaScript: "
             f"{error}",
-            f"check that `{program.path}` works and that there is enough memory; if it is not on "
-            "PATH, gptcli checks the page in numpy",
+            f"check that `{program.path}` works and that there is enough memory; if neither "
+            "Node.js nor Chromium is on PATH, gptcli checks the page in numpy",
             exit_code=1,
         ) from None
 

@@ -21,8 +21,9 @@ Floats = npt.NDArray[np.float32]
 
 
 def quantised(weights: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uint16]]:
-    """Round float32 weights (N, K) to int8 weights (N, K) and their scales (N, K / 32). The scales
-    are returned as the bits of bfloat16 numbers."""
+    """Round float32 weights (N, K) to int8 weights (N, K) and their scales (N, K / 32).
+
+    The scales are returned as the bits of bfloat16 numbers."""
     N, K = weights.shape
     assert K % GROUP == 0
     groups = np.ascontiguousarray(weights, dtype=np.float32).reshape(N, K // GROUP, GROUP)

@@ -1,4 +1,4 @@
-"""As the course teaches it: eight steps, `use_dropout`, residual dropout before the projection."""
+"""An attention in eight steps, with `use_dropout` and residual dropout before the projection."""
 
 import math
 

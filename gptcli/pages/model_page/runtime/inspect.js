@@ -50,8 +50,9 @@ function attentionMaps(network, from) {
 /** What a head looks at: the shares of its attention, and the mean distance in tokens at which it
     looks. Each is an average over the rows of a map, without the first two rows. A copy is an
     earlier token with the same id as the row's token. `same` is the share for the copies, and
-    `repeated` is the share for the tokens that follow the copies. Rows without a copy do not count
-    in these two averages. Both are 0 if at most three rows have a copy.
+    `repeated` is the share for the tokens that follow the copies, except the row's token and the
+    token just before it. Rows without a copy do not count in these two averages. Both are 0 if at
+    most three rows have a copy.
     `tokens` are the token ids of the rows. */
 function headHabits(map, tokens) {
   const count = tokens.length;

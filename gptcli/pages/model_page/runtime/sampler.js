@@ -1,5 +1,4 @@
-/* Chooses the next token by temperature, top-k and top-p, then draws it, as
-   gptcli/sampling/next_token.py does.
+/* Draws the next token with temperature, top-k and top-p, as gptcli/sampling/next_token.py does.
 
    The random numbers are those of `gptcli sample --seed`: PyTorch's Mersenne Twister. So the same
    seed gives the same text, as far as rounding allows. */
@@ -88,7 +87,7 @@ function likelihoods(logits, size, { temperature, topK, topP }, allowed) {
 }
 
 /** Top-p: keeps the likeliest tokens, as few as possible, whose likelihoods add up to at least p.
-    All other tokens get likelihood 0. */
+    Scales their likelihoods to the sum 1. All other tokens get likelihood 0. */
 function keepTopP(chances, p) {
   const order = Uint32Array.from(chances.keys()).sort((a, b) => chances[b] - chances[a] || a - b);
   let before = 0;

@@ -105,10 +105,10 @@ function bytePieces(special) {
   return pieces;
 }
 
-/** The bytes of each token. A token is a single byte, or the merge of two earlier tokens. `merges`
-    holds a left id and a right id of 32 bits for each merge. First come the lowest bytes of all
-    left ids, then their second, third and highest bytes. The bytes of the right ids follow in the
-    same order. */
+/** The bytes of each token. A token is special, a single byte, or the merge of two earlier tokens.
+    `merges` holds a left id and a right id of 32 bits for each merge. First come the lowest bytes
+    of all left ids, then their second, third and highest bytes. The bytes of the right ids follow
+    in the same order. */
 function mergedPieces({ size, special, bytes }, merges) {
   const count = merges.length / 8;
   const number = (i, first) =>
@@ -177,12 +177,14 @@ function utf8States(pieces) {
   );
 }
 
-/** The state of a text that ends with these tokens. After an invalid byte, the state is 0 again. */
+/** The state after a text. Reads only the last four tokens. The first of them can begin inside a
+    character, so all states are possible before it. After an invalid byte, the state is 0 again. */
 function utf8StateAfter(states, ids) {
-  let state = 0;
+  let possible = ids.length > 4 ? [...states.keys()] : [0];
   for (const id of ids.slice(-4)) {
-    const after = states[state][id] === INVALID ? states[0][id] : states[state][id];
-    state = after === INVALID ? 0 : after;
+    const valid = (from) => from.map((state) => states[state][id]).filter((after) => after !== INVALID);
+    const after = valid(possible);
+    possible = after.length ? after : [...valid([0]), 0].slice(0, 1);
   }
-  return state;
+  return Math.min(...possible);
 }

@@ -140,7 +140,8 @@ class Attention {
     this.showStandingOut();
   }
 
-  /** Shows the heads with the clearest habits as buttons: at most one head for each habit. */
+  /** Shows the heads with the clearest habits as buttons: at most four, and at most one for each
+      habit. */
   showStandingOut() {
     const { n_layer, n_head } = this.model.sizes;
     const best = [];

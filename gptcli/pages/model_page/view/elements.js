@@ -37,8 +37,8 @@ function fill(share) {
 
 const BLANKS = { " ": "\u2423", "\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d" };
 
-/** A token's bytes as text with visible blanks: a space becomes U+2423. Bytes that form no
-    character are shown in hexadecimal. */
+/** A token's bytes as text with visible blanks: a space becomes U+2423. If the bytes are not valid
+    UTF-8, all of them are shown in hexadecimal. */
 function visible(bytes) {
   try {
     const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
@@ -63,7 +63,7 @@ const piece = (bytes) => element("span.piece", {}, visible(bytes));
 const SVG = "http://www.w3.org/2000/svg";
 
 /** A picture of numbers: bars above and below a line, with the caption `what`. Marks the bars from
-    index inside[0] to inside[1]. */
+    index inside[0] to inside[1] - 1. */
 function vector(what, numbers, inside = null) {
   const top = Math.max(1e-9, ...numbers.map(Math.abs));
   const svg = document.createElementNS(SVG, "svg");

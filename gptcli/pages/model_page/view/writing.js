@@ -224,7 +224,7 @@ class Writing {
     this.chosen.delete(this.made.length);
     this.showText();
     this.complete();
-    byId("status").textContent = `Removed one token; ${this.made.length} are left.`;
+    byId("status").textContent = `Removed one token; ${this.made.length} left.`;
     this.rest();
   }
 
