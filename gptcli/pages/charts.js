@@ -4,17 +4,17 @@
 // drawChart(root, { title, note, xLabel, yLabel, x, series, bands, clip, sync, log, logX, height })
 // A series is { label, values, style, points }. If `points` is true, the series has marks and no
 // line. `bands` is a list of pairs of series; the area between the two lines of a pair is tinted.
-// Styles differ in colour, dashes and marks, so that readers can tell lines apart without colours.
+// Any two styles differ in dashes or marks, so that readers can tell lines apart without colours.
 
 const CHARTS = [];
 
 const STYLES = [
   { colour: "--blue", dash: [], mark: false },
-  { colour: "--orange", dash: [], mark: true },
+  { colour: "--orange", dash: [], mark: true, isFilled: true },
   { colour: "--ink", dash: [7, 4], mark: false },
   { colour: "--blue", dash: [2, 3], mark: false },
   { colour: "--orange", dash: [8, 3, 2, 3], mark: false },
-  { colour: "--quiet", dash: [], mark: false },
+  { colour: "--quiet", dash: [12, 3, 2, 3, 2, 3], mark: false },
   { colour: "--ink", dash: [1, 4], mark: true },
   { colour: "--quiet", dash: [10, 5], mark: false },
 ];
@@ -60,7 +60,8 @@ function lineSample(style, hasLine) {
       "stroke-dasharray": style.dash.join(" ") });
   }
   if (style.mark) {
-    add("circle", { cx: 15, cy: 6, r: 3.5, class: "mark", stroke: "currentColor", "stroke-width": 2 });
+    add("circle", { cx: 15, cy: 6, r: 3.5, class: style.isFilled ? "mark filled" : "mark",
+      stroke: "currentColor", "stroke-width": 2 });
   }
   return picture;
 }
@@ -182,7 +183,8 @@ function drawChart(root, given) {
             spanGaps: true,
             points: {
               show: style.mark || undefined, size: one.points ? 10 : 7, width: 2,
-              stroke: themeColour(style.colour), fill: themeColour("--panel"),
+              stroke: themeColour(style.colour),
+              fill: themeColour(style.isFilled ? style.colour : "--panel"),
             },
           };
         }),

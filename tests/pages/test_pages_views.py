@@ -251,16 +251,31 @@ def test_axe_finds_nothing_and_nothing_is_too_wide_or_tiny(name: str, written: W
         assert page.evaluate(SMALLEST_TYPE) >= 11  # pixels
 
 
-def test_the_lines_of_a_chart_differ_without_their_colours(written: Written) -> None:
-    """In a chart's legend, no two lines look the same: they differ in dashes, mark or colour."""
-    with opened(written("report char")) as page:
-        samples = page.evaluate(
+@pytest.mark.parametrize("name", ["report char", "compare", "scaling"])
+def test_the_lines_of_a_chart_differ_without_their_colours(name: str, written: Written) -> None:
+    """In a chart's legend, any two lines differ in dashes or marks. Only the two bounds of an
+    interval look the same."""
+    with opened(written(name)) as page:
+        charts = page.evaluate(
             """() => [...document.querySelectorAll(".chart")].map((chart) =>
-                [...chart.querySelectorAll(".series svg")].map((svg) =>
-                    svg.innerHTML + getComputedStyle(svg).color))"""
+                [...chart.querySelectorAll(".series")].map((series) =>
+                    [series.textContent, series.querySelector("svg").innerHTML]))"""
         )
-        for lines in samples:
-            assert len(set(lines)) == len(lines)
+        assert charts
+        for lines in charts:
+            pictures = {"interval" if "interval" in label else label: svg for label, svg in lines}
+            assert len(set(pictures.values())) == len(pictures), lines
+
+
+def test_no_chart_has_two_styles_that_differ_only_in_colour(written: Written) -> None:
+    with opened(written("report char")) as page:
+        styles = page.evaluate(
+            "STYLES.map((one) => JSON.stringify([one.dash, one.mark, one.isFilled]))"
+        )
+    assert len(set(styles)) == len(styles) == 8
+
+
+def test_a_chart_of_two_configs_has_at_most_eight_lines(written: Written) -> None:
     data = json.loads(
         written("compare").read_text("utf-8").split('id="compare">')[1].split("</script>")[0]
     )
