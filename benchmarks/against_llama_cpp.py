@@ -69,8 +69,8 @@ def theirs(weights: Path, new: int, llama_cpp: Path, threads: int) -> float:
 def write_gguf(path: Path, sizes: dict[str, int], kind: str, llama_cpp: Path) -> None:
     """Write a GPT-2 with random weights as a GGUF file.
 
-    `sizes` is the shape of the network. `kind` is the precision of its matrices. Only the position
-    embeddings are always float32."""
+    `sizes` is the shape of the network. `kind` is the precision of its matrices. The position
+    embeddings, the gains and the biases are always float32."""
     sys.path.insert(0, str(llama_cpp / "gguf-py"))
     import gguf  # type: ignore[import-not-found]
     import numpy as np

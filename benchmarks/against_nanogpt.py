@@ -127,7 +127,8 @@ def nanogpt_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str,
 
 
 def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, float]:
-    """Measure training steps as gptcli makes them, with nanoGPT's model and AdamW."""
+    """Measure training steps as gptcli makes them, with AdamW. The network has the shape of
+    nanoGPT's network."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as gptcli's command line sets it
     import torch
 

@@ -3,7 +3,7 @@
     python benchmarks/busy.py [--rounds 5] [--seconds 6]
 
 The busy processes and the training share the cores, so half of the processor is the training's fair
-share. The benchmark measures in turn the tokens per second on the quiet machine and beside the busy
+share. The benchmark measures tokens per second, in turn on the quiet machine and beside the busy
 processes. It prints both figures, and the ratio busy / (quiet / 2), which is 1 if the training gets
 its fair share. The network is that of `shakespeare-speedrun`. Every training is a separate process
 with as many threads as cores.

@@ -127,7 +127,7 @@ def main() -> None:
     print("\n".join(rows))
     if EVALUATING in chosen:
         row, share = evaluating_row(asked.rounds, asked.runs, asked.tiny)
-        print("\n| default config | intervals auto | never | evaluations | share | may be |")
+        print("\n| default config | intervals auto | never | evaluations | share | limit |")
         print(f"|---|---|---|---|---|---|\n{row}")
         over |= share > MOST_EVALUATING and not asked.tiny
     sys.exit(1 if over else 0)
@@ -141,8 +141,8 @@ def checkpoint_row(name: str, case: Case, rounds: int, runs: Path | None) -> tup
     found: dict[str, list[float]] = {"without": [], "with": []}
     saved = 0
     for number in range(rounds):
-        # The runs with and without checkpoints come first equally often, so a machine that slows
-        # down favours neither of them.
+        # The runs with and without checkpoints come first in turn, so a machine that slows down
+        # hardly favours one of them.
         for side in ("without", "with") if number % 2 == 0 else ("with", "without"):
             told = one(case, side == "with", runs)
             found[side].append(told["seconds"])

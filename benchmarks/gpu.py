@@ -5,14 +5,14 @@
 Each part runs in its own process. If a part fails, the other parts still run. The parts are:
 
 `tests`     the tests that need a GPU
-`train`     `gptcli train shakespeare-gpu train.stop_at_val_loss=1.4697`, the whole process.
+`train`     the wall time of `gptcli train shakespeare-gpu train.stop_at_val_loss=1.4697`.
             Pass tiny Shakespeare as --text, because 1.4697 is nanoGPT's loss on this text.
             Without --text, the run trains on the shipped text
-`step`      a training step of GPT-2 124M (T 1024, bfloat16, AdamW) of gptcli and of nanoGPT with
-            torch.compile, in turn in one process, on random tokens
+`step`      a training step of GPT-2 124M (T 1024, bfloat16, AdamW) on random tokens. One process
+            measures gptcli and nanoGPT in turn, both with torch.compile
 `bench`     `gptcli bench gpt2-124m`
-`sample`    new tokens of GPT-2 124M. With 1 and 64 streams: gptcli with recorded CUDA graphs, and
-            nanoGPT not compiled. With 1 stream, also nanoGPT compiled
+`sample`    new tokens per second of GPT-2 124M. With 1 and 64 streams: gptcli with recorded CUDA
+            graphs, and nanoGPT not compiled. With 1 stream, also nanoGPT compiled
 
 MFU (model FLOP utilisation) counts operations as nanoGPT's `estimate_mfu` does: 6 for each
 parameter outside the position table, and 12 n_layer n_embd T for attention, per token. The peak is

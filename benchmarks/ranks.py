@@ -39,7 +39,9 @@ from typing import Any
 
 from benchmarks.machine import header
 
-SKIPPED = 3  # lines left out. A step's time needs the line before it, so 4 steps do not count
+# The number of steps at the start of metrics.jsonl that are left out. A step's time needs the line
+# of the step before it, so in fact 4 steps do not count.
+SKIPPED = 3
 Round = tuple[float, list[float]]
 """The share of the processor that other programs used, and the seconds of each step."""
 ALL = ("1x1", "1x2", "2x1 ddp", "2x1 fsdp", "2x1 alone", "4x1 ddp", "4x1 fsdp", "4x1 alone")

@@ -1,7 +1,7 @@
 """Tests, many times, what docs/reliability.md and SECURITY.md promise about runs.
 
     python -m benchmarks.reliability                     # reduced counts, under ten minutes
-    python -m benchmarks.reliability --full --state soak.jsonl  # an hour or more, in parts
+    python -m benchmarks.reliability --full --state soak.jsonl  # an hour or more; can be continued
     python -m benchmarks.reliability --parts kills signals --nanogpt ../nanoGPT
 
 A trial tests a promise once or many times; the table at the end counts these tests. The program

@@ -19,7 +19,7 @@ from tests.reliability.hostile import CASES
 DAMAGES = 50  # files damaged in one trial
 HOSTILE = len(CASES)
 TARGETS = 16  # the number of targets in tests/fuzz/targets.py
-INPUTS = 250  # the number of inputs in one trial, for a target with share 1
+INPUTS = 250  # one trial gives a target INPUTS * target.share inputs
 ROUNDS = 34  # how often a full series gives inputs to all targets: over 200,000 inputs in total
 
 

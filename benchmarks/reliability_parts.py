@@ -91,8 +91,9 @@ PARTS = {
     ),
     "failing": Part(
         FAILING,
-        "each operation of each kind of save fails, once with each error (ENOSPC, EIO, EMFILE, or "
-        "EDQUOT in the middle of a write) or together with all later operations",
+        "each operation of each kind of save fails: alone, once with each error (ENOSPC, EIO, "
+        "EMFILE, EDQUOT), and then together with all later operations (EIO). A failing write "
+        "still writes half of its data",
         reliability_disks.failing_operations,
         "failures of the disk",
         reliability_disks.FAILING,

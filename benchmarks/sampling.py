@@ -6,11 +6,11 @@
 
 The first command measures new tokens per second after a prompt of one token, with random weights.
 nanoGPT runs its unchanged `generate`: eager, float32, no cache. gptcli runs `--dtype auto` and
-`--dtype int8` with both archs, and float32 with gpt2. The second command computes the
-log-probabilities of 1,000 tokens with the C library, in float32, bfloat16 and int8, and compares
-them with those of PyTorch in float32. It also compares greedy texts: it counts the tokens before
-the first difference. The third command measures the wall time of whole processes: `gptcli sample
-RUN --max-new-tokens 200`.
+`--dtype int8` with the archs gpt2 and modern, and float32 with gpt2. The second command computes
+the log-probabilities of 1,000 tokens with the C library, in float32, bfloat16 and int8, and
+compares them with those of PyTorch in float32. It also compares greedy texts: it counts the tokens
+before the first difference. The third command measures the wall time of whole processes: `gptcli
+sample RUN --max-new-tokens 200`.
 
 nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT.
 """

@@ -65,7 +65,10 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--requests", type=int, default=4, help="of each client; a single client sends at least 8"
+        "--requests",
+        type=int,
+        default=4,
+        help="requests of each client; a single client sends at least 8",
     )
     parser.add_argument("--against-streams", action="store_true")
     asked = parser.parse_args()

@@ -279,7 +279,7 @@ def build(out: Path) -> None:
     """Build the site into a folder, and replace an earlier site there. Ends the program if the
     folder holds other files, a link is wrong, or zensical prints a warning."""
     if importlib.util.find_spec("zensical") is None:
-        fail("zensical is not installed; `make docs` installs it, for Python 3.11 or newer")
+        fail("zensical is not installed; `make docs` installs it if Python is 3.11 or newer")
     is_site = (out / "search.json").is_file() and (out / "index.html").is_file()
     if out.exists() and not is_site and (not out.is_dir() or any(out.iterdir())):
         fail(f"{out} is not a site of the docs: name a new folder with --out")

@@ -1,4 +1,4 @@
-"""Draws every picture of the documentation from the commands that it shows: `make pictures`.
+"""Draws all pictures of the documentation from real runs of gptcli: `make pictures`.
 
     python docs/pictures.py [NAME ...]     # all pictures, or those whose path contains a NAME
     python docs/pictures.py --list

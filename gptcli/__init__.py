@@ -80,7 +80,7 @@ _HOMES = {
     "gptcli.model.attention": ("CausalSelfAttention",),
     "gptcli.tokenization.tokenizer": ("Tokenizer",),
 }
-"""Public name -> the module that defines it."""
+"""Module -> the public names that it defines."""
 
 
 def __getattr__(name: str) -> object:

@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from gptcli.errors import cropped, nearest
 from gptcli.model.arch import ARCHS, Arch, ArchName, arch_named, archs_that
+from gptcli.plurals import counted
 
 Auto = Literal["auto"]
 DEFAULT_CONFIG = "shakespeare"
@@ -158,8 +159,8 @@ class DataConfig(_Section):
                 "weights",
                 "data.weights has {weights}, and data.source names {texts}",
                 {
-                    "weights": f"{weights} weight" + ("s" if weights != 1 else ""),
-                    "texts": f"{texts} text" + ("s" if texts != 1 else ""),
+                    "weights": counted(weights, "weight"),
+                    "texts": counted(texts, "text"),
                     "keys": ("weights", "source"),
                     "hint": "give one weight for each text, such as data.weights=0.7,0.3; or set "
                     "data.weights=null to read every part of all texts equally often",
@@ -526,8 +527,8 @@ class TrainConfig(_Section):
     AdamW updates all parameters."""
     learning_rate: Annotated[Number, Field(gt=0.0, le=100.0)] | Auto = "auto"
     """Highest learning rate of the schedule. If the optimizer is muon, the parameters that AdamW
-    updates get a fifth of this rate. auto: 0.01 if `lora` is set. Without `lora`: 0.02 with muon,
-    and 0.4 / n_embd, but at most 0.003, with adamw."""
+    updates get a fifth of this rate. auto: 0.01 if `lora` is set. Without `lora`: for muon, 0.02;
+    for adamw, 0.4 / n_embd, but at most 0.003."""
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] | Auto = "auto"
     """Number of steps at the start of the run over which the learning rate rises from 0. auto: for
     adamw, a tenth of max_steps, but at most 100; for muon, a twentieth of max_steps, but at most
@@ -637,8 +638,8 @@ class RunConfig(_Section):
     bfloat16 on a CPU. gptcli compiles this library once for this processor. The library is faster
     than PyTorch. torch: PyTorch. auto: native if it can compute this run, else torch."""
     threads: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
-    """Number of CPU threads. auto: $OMP_NUM_THREADS if it is set, else one for each physical core,
-    but no more than a container allows."""
+    """Number of CPU threads. auto: $OMP_NUM_THREADS if it is set, else one for each physical core.
+    A container's limit on cores also limits both of these numbers."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several processes (ranks) train together. ddp: each rank has all weights, and the ranks
     average their gradients. fsdp: each rank holds a part of the weights and of the optimizer's

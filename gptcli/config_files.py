@@ -406,7 +406,7 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
 def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
     """Raise GptcliError if the tag of a node is not the tag of a plain value.
 
-    Such a tag can name code to run."""
+    Any other tag can name code to run."""
     prefix, _, kind = node.tag.rpartition(":")
     if prefix != "tag:yaml.org,2002" or kind not in (*_KINDS, also):
         raise GptcliError(

@@ -1,4 +1,4 @@
-"""Limits on cores and memory that a container sets by cgroups (v1 and v2), also nested ones.
+"""Limits on cores and memory that a container sets by cgroups: v1 and v2, nested or not.
 
 Only Linux has cgroups. On other systems, the functions here find no limits. This file does not
 import torch.

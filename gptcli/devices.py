@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gptcli.container import usable_cores
 from gptcli.errors import GptcliError
+from gptcli.plurals import counted
 from gptcli.processor import is_restricted, usable_processor
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ def has_quick_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 on this device.
 
     True for NVIDIA GPUs from Ampere on, for Apple's GPUs, and for CPUs with AVX512-BF16 or AMX
-    (about four times as fast in our trials), unless GPTCLI_CPU names a kind of processor that has
-    neither."""
+    (about four times as fast in our trials). If GPTCLI_CPU is set, a CPU counts only if the kind of
+    processor that GPTCLI_CPU names has AVX512-BF16."""
     import torch
 
     if device.type == "cuda":
@@ -161,7 +162,7 @@ def refuse_threads(wanted: int) -> None:
     cores = os.cpu_count() or 1
     if wanted > 8 * cores:
         raise GptcliError(
-            f"{wanted} threads are too many for {cores} cores",
+            f"{wanted} threads are too many for {counted(cores, 'core')}",
             "one thread per core is fastest; `auto` chooses that",
         )
 
@@ -175,7 +176,7 @@ def describe_device(device: torch.device, threads: int) -> str:
     """The device in words: "cpu (2 threads)", "cuda (NVIDIA H100)" or "mps"."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({threads} thread{'s' if threads != 1 else ''})" if device.type == "cpu" else "mps"
+    return f"cpu ({counted(threads, 'thread')})" if device.type == "cpu" else "mps"
 
 
 def keep_freed_memory() -> None:

@@ -1,6 +1,6 @@
-// Makes the search work if the site is opened as a file, because browsers start no worker from file:
-// addresses. The worker's script runs in a hidden frame instead. Its messages are copied and arrive
-// later, as with a real worker.
+// Makes the search work if the site is opened as a file (an address that begins with `file:`). From
+// such an address, browsers start no worker. The worker's script runs in a hidden frame instead.
+// Its messages are copied and arrive later, as with a real worker.
 "use strict";
 
 if (location.protocol === "file:") {

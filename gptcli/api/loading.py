@@ -159,7 +159,7 @@ def refuse_unknown(name: str, value: str, choices: Sequence[str]) -> None:
 def path_text(name: str, value: Any) -> str | None:
     """The path in the argument `name` as text; None for None.
 
-    Raises GptcliError if the value is no text and no path, or if no file can have this name."""
+    Raises GptcliError if the value is no text and no path, or if no file can have this path."""
     if value is None:
         return None
     path = os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -36,8 +36,8 @@ def no_such_text(word: str) -> GptcliError:
     if len(word) > 255 or "\n" in word or len(word.split()) > 3:
         return GptcliError(
             message,
-            "gptcli trains on files: write the text into a file and name it. To continue a text: "
-            "gptcli sample --prompt TEXT",
+            "gptcli trains on files: save the text as FILE, and run: gptcli train FILE. To "
+            "continue a text: gptcli sample --prompt TEXT",
         )
     shipped = list(shipped_configs())
     close = nearest(word, [*shipped, *_files_in_same_folder(word)])

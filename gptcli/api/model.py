@@ -29,6 +29,7 @@ from gptcli.api.user_files import UserFiles
 from gptcli.errors import GptcliError
 from gptcli.files.paths import expanded
 from gptcli.openmp import spin_briefly
+from gptcli.plurals import counted
 
 if TYPE_CHECKING:
     import torch
@@ -337,7 +338,7 @@ class Model:
         if idx.shape[-1] > most:
             raise GptcliError(
                 f"{idx.shape[-1]:,} tokens are more than the context length of {most:,}",
-                f"give only the last {most:,} tokens",
+                f"give only the last {counted(most, 'token')}",
             )
         for bad in (int(idx.min()), int(idx.max())):
             self.tokenizer.token_bytes(bad)  # raises if an id is outside the vocabulary
@@ -391,9 +392,10 @@ class Model:
         config, tokenizer = self.config.model, self.tokenizer
         loss = f", val loss {self.val_loss:.4f}" if self.val_loss is not None else ""
         facts = (
-            f"{self.parameters:,} parameters; {config.arch}: {config.n_layer} layers of width "
-            f"{config.n_embd}, {config.n_head} heads",
-            f"context of {config.block_size:,} tokens ({tokenizer.kind}, "
+            f"{self.parameters:,} parameters; {config.arch}: "
+            f"{counted(config.n_layer, 'layer')} of width {config.n_embd}, "
+            f"{counted(config.n_head, 'head')}",
+            f"context of {counted(config.block_size, 'token')} ({tokenizer.kind}, "
             f"{tokenizer.vocab_size:,} in the vocabulary)",
             f"step {self.step:,}{loss}; {self.dtype} on {self.device}",
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gptcli.errors import GptcliError, cropped
 from gptcli.other_spellings import FORM_OF, normalised
+from gptcli.plurals import counted
 
 
 def named_run(name: str | None, command: str) -> Path:
@@ -91,7 +92,7 @@ def _folder(name: str, start: str) -> GptcliError | None:
         return None
     newest = max(runs, key=lambda run: (run / "config.yaml").stat().st_mtime)
     return GptcliError(
-        f"{name} is a folder of {len(runs)} run{'s' if len(runs) > 1 else ''}, not a run",
+        f"{name} is a folder of {counted(len(runs), 'run')}, not a run",
         f"name one of them, for example the newest: {start} {shlex.quote(str(newest))}",
     )
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from gptcli.events import Event, Finished, Notice, RunStarted, StepDone
 from gptcli.interop.loss_curve import loss_curve, recorded_losses
+from gptcli.plurals import counted
 from gptcli.view.number_formats import duration, human_count, loss_text, rate_text, time_taken
 from gptcli.view.run_status import RunStatus
 
@@ -150,7 +151,7 @@ def _ended(finished: Finished) -> str:
     losses = f", val loss {loss_text(finished.val_loss)}" if finished.val_loss is not None else ""
     return (
         f"{finished.stopped} at step {finished.step:,}{losses}; "
-        f"{human_count(finished.tokens)} tokens in {time_taken(finished.seconds)}"
+        f"{counted(finished.tokens, 'token')} in {time_taken(finished.seconds)}"
     )
 
 

@@ -27,7 +27,9 @@ class ResumedRun:
 
     run: Path
     config: Config | None  # None: the run's config stays
-    asked: frozenset[str]  # dotted keys that overrides change; keys of texts even if unchanged
+    asked: frozenset[str]
+    """The dotted keys whose values the overrides change. data.source and data.val_source are also
+    here if an override repeats the value of the run."""
     user_parts: UserParts | None
     copy_to: str | None = None  # a URL
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gptcli.errors import GptcliError
+from gptcli.plurals import counted
 
 if TYPE_CHECKING:
     from gptcli.api.loading import SamplingModel
@@ -61,7 +62,7 @@ class Score:
         """The number of tokens, the loss, the perplexity and the bits per byte, in one line."""
         count = len(self.ids)
         return (
-            f"{count:,} token{'s' if count != 1 else ''}: {self.loss:.4f} nats per token, "
+            f"{counted(count, 'token')}: {self.loss:.4f} nats per token, "
             f"perplexity {self.perplexity:.3f}, {self.bits_per_byte:.4f} bits per byte"
         )
 

@@ -8,6 +8,7 @@ import typer
 
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import print_json
+from gptcli.plurals import counted
 from gptcli.view.waiting import waiting
 
 
@@ -62,25 +63,25 @@ def bench(
     if as_json:
         print_json(result)
         return
-    where = f"{device.type}, {threads} threads" if device.type == "cpu" else device.type
+    where = f"{device.type}, {counted(threads, 'thread')}" if device.type == "cpu" else device.type
     for name, value in (
         ("model", f"{speed.parameters:,} parameters"),
         ("machine", f"{where}, {dtype_name(dtype)} products at {speed.peak_flops / 1e9:,.0f} GF/s"),
         (
             "training",
-            f"{speed.train_tokens_per_second:,.0f} tokens per second, "
+            f"{counted(round(speed.train_tokens_per_second), 'token')} per second, "
             f"{speed.train_flops_fraction_of_peak:.0%} of that peak",
         ),
         (
             "sampling",
-            f"{speed.sample_tokens_per_second:,.0f} tokens per second, one stream: "
+            f"{counted(round(speed.sample_tokens_per_second), 'token')} per second, one stream: "
             f"{speed.sample_fraction_of_limit:.0%} of the estimated limit "
             f"({dtype_name(speed.sample_dtype)})",
         ),
         (
             "",
-            f"{speed.sample_tokens_per_second_batch:,.0f} tokens per second, "
-            f"{speed.batch} streams together: "
+            f"{counted(round(speed.sample_tokens_per_second_batch), 'token')} per second, "
+            f"{counted(speed.batch, 'stream')} together: "
             f"{speed.sample_fraction_of_limit_batch:.0%} of the estimated limit",
         ),
     ):

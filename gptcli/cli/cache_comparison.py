@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gptcli.cli.output import note
 from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
+from gptcli.plurals import counted
 
 if TYPE_CHECKING:
     from gptcli.api.loading import SamplingModel
@@ -53,11 +54,11 @@ class CacheComparison:
             )
         text = "the same text"
         if not self.whole:
-            text += f", as far as sampling without it came in {LIMIT_S:.0f} seconds"
+            text += f", as far as sampling without the cache came in {LIMIT_S:.0f} seconds"
         if self.difference is not None:
             text = f"another text, perhaps because {self.dtype} rounds; try --dtype float32"
         note(
-            f"your cache: {self.with_cache:,.0f} tokens a second; without it "
+            f"your cache: {counted(round(self.with_cache), 'token')} a second; without it "
             f"{self.without:,.0f}: {self.with_cache / self.without:.1f} times as fast, and {text}"
         )
 

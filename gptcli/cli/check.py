@@ -67,8 +67,8 @@ COMMANDS = (
     (
         "cache",
         "the key/value cache. The steps: store, read, positions, full window, mask, equality",
-        "The file has two classes. KeyValueCache(block_size) has append(k, v) for keys and values "
-        "(B, H, T, D), length, fits(T) and clear(). CausalSelfAttention(config) has forward(x, "
+        "The file has two classes. KeyValueCache(block_size) has length, fits(T), clear() and "
+        "append(k, v), where k and v are (B, H, T, D). CausalSelfAttention(config) has forward(x, "
         "cache=None), which takes and returns (B, T, C).",
     ),
     (

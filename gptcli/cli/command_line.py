@@ -95,7 +95,7 @@ class Group(TyperGroup):
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The command that the words of the command line name, and its arguments.
+        """The command that the user named, and its arguments.
 
         `chat` means `sample --interactive`, and `help COMMAND` means `COMMAND --help`. Raises
         GptcliError if there is no such command."""
@@ -327,7 +327,7 @@ def _instead(
     if len(word) > 1 and (close := get_close_matches(word, options, n=1, cutoff=0.7)):
         return f"did you mean {options[close[0]]}? See {ctx.command_path} --help", True
     if setting is not None:
-        return f"`gptcli train` sets it: {setting}", True
+        return f"this setting is a key of `gptcli train`: {setting}", True
     return f"see {ctx.command_path} --help", False
 
 
@@ -369,7 +369,7 @@ def _written(path: str, form: str, value: str, known: dict[str, Any]) -> tuple[s
             return f"name a text file or a folder, without an option: {path} TEXT", True
         if option == "FILE" and value and not os.path.exists(value):  # noqa: PTH110
             return f"write the text to a file, and name the file: {path} FILE", True
-        return f"write it without an option: {path} {shown}", True
+        return f"write the value without an option: {path} {shown}", True
     if "VALUE" not in form:
         return f"write {form}", False
     if option in known and option == "--dtype":

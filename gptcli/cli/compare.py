@@ -103,7 +103,7 @@ def _with_seeds(paths: list[Path], names: list[str], count: int) -> list[Arm]:
     trials = [one for plan in plans for one in plan.values() if isinstance(one, Trial)]
     with waiting("training the seeds") as say:
         done = train_all(trials, say)
-    note(f"{done.trained} runs trained, {done.found} were already finished")
+    note(str(done))
     arms = []
     for name, plan in zip(names, plans, strict=True):
         runs = {}

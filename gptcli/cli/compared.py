@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gptcli.cli.output import note, print_json, stdout_console
 from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
+from gptcli.plurals import counted
 
 if TYPE_CHECKING:
     from gptcli.experiments.arms import Arm
@@ -111,7 +112,7 @@ def shortened(said: list[str], pairs: int) -> list[str]:
     left_out = min(pairs, len(said)) - _MOST_VERDICTS
     if left_out <= 0:
         return said
-    more = f"{left_out} more {'verdict' if left_out == 1 else 'verdicts'}: --html or --json"
+    more = f"{counted(left_out, 'more verdict')}: --html or --json"
     return [*said[:_MOST_VERDICTS], more, *said[pairs:]]
 
 

@@ -172,8 +172,8 @@ def _mean_loss(trained: Trained, tokens: TokenStore, context: int, threads: int 
 def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str]) -> TokenStore:
     """The tokens to evaluate on: those of the file, or of a split of the run's text.
 
-    Raises GptcliError if the file cannot be read as the run's text is read, if the run's text has
-    changed, or if the run has no such split."""
+    Raises GptcliError if the file cannot be read with the run's tokenizer and data settings, if
+    the run's text has changed, or if the run has no such split."""
     from gptcli.config_files import values_set
     from gptcli.corpus import open_corpus
     from gptcli.corpus.records import NoSuchFieldError

@@ -12,6 +12,7 @@ import typer
 from gptcli.cli.output import note, print_json, stdout_console
 from gptcli.errors import GptcliError
 from gptcli.files.paths import expanded, shell_word
+from gptcli.plurals import agreeing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -243,4 +244,4 @@ def _table(rows: list[Progress], console: Console) -> None:
         table.add_row(row.exercise.name, Text(word, style=_STYLES[row.state]), Text(message))
     console.print(table)
     passed = sum(row.state == "passes" for row in rows)
-    console.print(f"\n{passed} of {len(rows)} {'passes' if passed == 1 else 'pass'}")
+    console.print(f"\n{passed} of {len(rows)} {agreeing(passed, 'passes', 'pass')}")

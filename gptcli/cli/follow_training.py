@@ -62,7 +62,7 @@ def follow_training(
         except Exception as error:
             _finish(loggers, prepared, stop)
             if as_json:
-                with suppress(OSError):  # the run's error matters more than one of stdout
+                with suppress(OSError):  # the run's error matters more than an error of stdout
                     print_json(summary.ended())
             clearer = explained(error, prepared, files)
             if clearer is None:

@@ -13,6 +13,7 @@ import typer
 from gptcli.cli.output import note, print_json, stdout_console
 from gptcli.errors import GptcliError
 from gptcli.files.paths import escape_undecodable, expanded
+from gptcli.plurals import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,10 +70,10 @@ def grade(
     goal = None if table is None else _checked_goal(expanded(table))
     count = len(students)
     grades: list[Grade] = []
-    with waiting(f"grading {count} student{'' if count == 1 else 's'}") as say:
+    with waiting(f"grading {counted(count, 'student')}") as say:
         for each in grades_of(students):
             grades.append(each)
-            say(f"graded {len(grades)} of {count} students")
+            say(f"graded {len(grades)} of {counted(count, 'student')}")
             if as_json:
                 print_json(each.to_json())
     if goal is not None:
@@ -185,7 +186,7 @@ def _table(grades: list[Grade], console: Console) -> Table:
         box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold", show_footer=True
     )
     long = len(grades) > console.height - 4  # the headings scroll off the screen: repeat them
-    count = f"{len(grades)} student{'' if len(grades) == 1 else 's'}"
+    count = counted(len(grades), "student")
     table.add_column(
         "student",
         count + ("\npassed by" if long else ""),
@@ -274,8 +275,8 @@ def _unusable_lines(grades: list[Grade]) -> list[Text]:
 def _same_lines(grades: list[Grade]) -> list[Text]:
     """One line for each group of students with the same file.
 
-    The line calls the file the usual solution if more than four students have it, and more than a
-    quarter of the students who began the exercise."""
+    A group is large if it has more than four students, and more than a quarter of the students who
+    began the exercise. The line of a large group calls the file the usual solution."""
     from rich.text import Text
 
     lines = []

@@ -11,6 +11,7 @@ from gptcli.cli.options import JsonOption
 from gptcli.cli.output import print_json
 from gptcli.errors import GptcliError
 from gptcli.files.paths import expanded, shell_word
+from gptcli.plurals import counted
 from gptcli.view.waiting import waiting
 
 
@@ -55,9 +56,9 @@ def import_model(
     """Turn a model of another program into a run.
 
     The commands that use a trained model, such as sample, eval, serve and train --from, can use the
-    run. gptcli reads GPT-2, dense Qwen3, Llama and Mistral from safetensors, nanoGPT's ckpt.pt, and
-    with --base a LoRA adapter of peft. It runs no code of the model. If gptcli would compute any
-    part of the model differently, it refuses the model and names this part."""
+    run. gptcli reads nanoGPT's ckpt.pt, and safetensors of GPT-2, dense Qwen3, Llama and Mistral.
+    With --base, it reads a LoRA adapter of peft. It runs no code of the model. If gptcli would
+    compute any part of the model differently, it refuses the model and names this part."""
     given = expanded(Path(path))
     is_name = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not given.exists()
     if not given.exists() and not is_name:
@@ -122,7 +123,7 @@ def import_model(
         return
     typer.echo(
         f"imported {shell_word(done.run)}: {done.model_type}, {parameters:,} parameters, "
-        f"{done.trained.tokenizer.vocab_size:,} tokens"
+        f"{counted(done.trained.tokenizer.vocab_size, 'token')}"
     )
     for sentence in done.notes:
         typer.echo(f"note: {sentence}")

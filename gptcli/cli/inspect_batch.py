@@ -15,6 +15,7 @@ from gptcli.cli.run_argument import named_run
 from gptcli.cli.user_files import TokenizerOption
 from gptcli.errors import GptcliError, cropped
 from gptcli.files.paths import shell_word
+from gptcli.plurals import agreeing, counted
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -73,8 +74,10 @@ def inspect_batch(
 
     train = config.train
     loss_text = "" if loss is None else f", loss {loss:.4f}"
+    length = config.model.block_size
     lines = [
-        f"step {step}: {len(rows)} sequences of {config.model.block_size} tokens{loss_text}; "
+        f"step {step}: {counted(len(rows), 'sequence')} of {length} "
+        f"{agreeing(length, 'token')}{loss_text}; "
         f"epoch {rows[0]['epoch']:.2f}"
     ]
     for row in rows:

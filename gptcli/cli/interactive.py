@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from gptcli.cli.escapes import unescape
 from gptcli.cli.output import note, print_error
 from gptcli.errors import GptcliError
+from gptcli.plurals import agreeing
 
 if TYPE_CHECKING:
     from gptcli.sampling.conversation import Conversation
@@ -177,7 +178,8 @@ class _Session:
         if value:
             count = _whole_number(value, "/len 500: about how many tokens an answer may have")
             self._settings = replace(self._settings, max_new_tokens=count)
-        self._terminal.hint(f"about {self._settings.max_new_tokens} tokens for an answer")
+        most = self._settings.max_new_tokens
+        self._terminal.hint(f"about {most} {agreeing(most, 'token')} for an answer")
 
     def _seed(self, value: str) -> None:
         if value:

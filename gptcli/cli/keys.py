@@ -62,8 +62,8 @@ class Keys:
 
     Inside the `with` block, a key needs no Enter and is not echoed. Signals wait until `read` is
     called, so that they do not interrupt the drawing of a screen; only a second Ctrl-C acts at
-    once. `read` then raises KeyboardInterrupt for Ctrl-C, and returns the key "stop" for Ctrl-Z.
-    For this key, the caller must clear the screen and call `stop`."""
+    once. `read` raises KeyboardInterrupt for the first Ctrl-C, and returns the key "stop" for
+    Ctrl-Z. For this key, the caller must clear the screen and call `stop`."""
 
     def __init__(self) -> None:
         self._fd = sys.stdin.fileno()

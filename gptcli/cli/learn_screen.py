@@ -15,6 +15,7 @@ from gptcli.course.report import FileReport
 from gptcli.course.solutions import Pair
 from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
+from gptcli.plurals import agreeing, counted
 from gptcli.view.safe_text import clean, crop
 
 WIDE = 120  # the width that file and reference need side by side
@@ -79,7 +80,7 @@ def render(state: State, width: int, height: int, *, unicode: bool = True) -> li
     room = max(1, height - len(head) - len(foot))
     shown = _window(state, body, room, width, unicode)
     lines = [*head, *shown, *foot]
-    if len(lines) > height:  # a very low window shows the last lines, with the keys if two fit
+    if len(lines) > height:  # drop lines from the top; if only one line fits, it is shown[0]
         lines = [*shown, *foot][-height:] if height > 1 else shown[:1]
     lines = [_cut(line, width, unicode) for line in lines]
     for line in lines:
@@ -136,11 +137,8 @@ def _path(path: Path, width: int, unicode: bool) -> str:
 def spent(record: Record) -> str:
     """How much work an exercise took, in words: "12 attempts, 34 min, 3 hints"."""
     minutes = f"{record.seconds / 60:.0f} min" if record.seconds >= 60 else "under 1 min"
-    return f"{_count(record.attempts, 'attempt')}, {minutes}, {_count(record.hints_used, 'hint')}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    attempts = counted(record.attempts, "attempt")
+    return f"{attempts}, {minutes}, {counted(record.hints_used, 'hint')}"
 
 
 def _work_body(state: State, width: int, height: int, unicode: bool) -> list[Text]:
@@ -381,7 +379,8 @@ def _beside(left: Text, right: Text, width: int, bar: str) -> Text:
 
 def _list_head(state: State, width: int) -> list[Text]:
     passed = sum(state.records.get(e.name, Record()).passed is not None for e in state.exercises)
-    title = Text(f"the course: {passed} of {len(state.exercises)} pass", style="bold")
+    what = f"{passed} of {len(state.exercises)} {agreeing(passed, 'passes', 'pass')}"
+    title = Text(f"the course: {what}", style="bold")
     return [title, Text()]
 
 
@@ -471,9 +470,9 @@ def _foot(state: State, width: int, unicode: bool) -> list[Text]:
 
 
 def _window(state: State, body: list[Text], room: int, width: int, unicode: bool) -> list[Text]:
-    """The lines of `body` that fit, from `state.offset` on, and a line with what follows them.
+    """The lines of `body` that fit, from `state.offset` on, then a line with what follows them.
 
-    The last line is left out if all lines of `body` fit. Corrects `state.offset`."""
+    If all lines of `body` fit, there is no line with what follows. Corrects `state.offset`."""
     if len(body) <= room:
         state.offset = 0
         return body
@@ -483,7 +482,7 @@ def _window(state: State, body: list[Text], room: int, width: int, unicode: bool
     shown = body[state.offset : state.offset + room - 1]
     left = len(body) - state.offset - len(shown)
     down, up = ("↓", "↑") if unicode else ("down", "up")
-    told = f"... {left} more lines ({down})" if left else f"... the end ({up} back)"
+    told = f"... {counted(left, 'more line')} ({down})" if left else f"... the end ({up} back)"
     return [*shown, Text(told, style="dim")]
 
 

@@ -80,8 +80,8 @@ class BackgroundCheck:
 class Session:
     """The work of one learner in a folder.
 
-    `edit` opens a file at a line, and returns a note for the learner. It is None if the learner
-    cannot press keys. `said` prints a line that stays in the terminal above the screen.
+    `edit` opens a file at a line, and returns a note for the learner. `edit` is None if the
+    learner cannot press keys. `said` prints a line that stays in the terminal above the screen.
     `prints` returns what the files printed since its previous call."""
 
     def __init__(

@@ -12,6 +12,7 @@ from gptcli.cli.run_argument import named_run
 from gptcli.errors import GptcliError, nearest
 from gptcli.files.paths import expanded
 from gptcli.loggers.catalogue import LOGGERS, refuse_missing_packages
+from gptcli.plurals import counted
 from gptcli.view.waiting import waiting
 
 
@@ -69,8 +70,8 @@ def log(
         raise GptcliError(
             f"{folder} has no logged steps yet", "its metrics.jsonl is empty or missing"
         )
-    samples = f" and {done.samples} samples" if done.samples and name != "csv" else ""
-    typer.echo(f"wrote {done.rows} steps{samples}: {LOGGERS[name].shown_by(place)}")
+    samples = f" and {counted(done.samples, 'sample')}" if done.samples and name != "csv" else ""
+    typer.echo(f"wrote {counted(done.rows, 'step')}{samples}: {LOGGERS[name].shown_by(place)}")
 
 
 def _refuse_log_of_training(run: Path, name: str) -> None:

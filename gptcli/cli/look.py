@@ -11,6 +11,7 @@ from gptcli.cli.option_groups import with_option_groups
 from gptcli.cli.options import JsonOption, ModelOptions, RunArgument, load_model
 from gptcli.cli.output import note, print_json, stdout_console
 from gptcli.errors import GptcliError
+from gptcli.plurals import counted
 from gptcli.view.waiting import waiting
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def look(
     with waiting("looking inside"):
         found = looked(trained, prompt, _learner_file(options))
     if found.dropped:
-        note(f"note: the model reads only the last {len(found.ids)} tokens of this text")
+        note(f"note: the model reads only the last {counted(len(found.ids), 'token')} of this text")
     if None in found.maps:
         note(
             "note: a layer's attention weights cannot be shown, because no tensor of its code "
@@ -108,7 +109,7 @@ def _refuse_places(trained: Trained, layer: int | None, head: int | None) -> Non
     for name, value, most in (("layer", layer, model.n_layer), ("head", head, model.n_head)):
         if value is not None and value > most:
             raise GptcliError(
-                f"--{name} {value}: the model has {most} {name}{'s' if most > 1 else ''}",
+                f"--{name} {value}: the model has {counted(most, name)}",
                 f"count from 1 to {most}",
             )
 
@@ -220,13 +221,9 @@ def _headline(trained: Trained, tokens: int, unicode: bool) -> Any:
     model, dot = trained.config.model, " · " if unicode else " | "
     return Text.assemble(
         (clean(trained.run.name), "bold"),
-        f"{dot}step {trained.step:,}{dot}{_counted(model.n_layer, 'layer')} of "
-        f"{_counted(model.n_head, 'head')}{dot}{_counted(tokens, 'token')}",
+        f"{dot}step {trained.step:,}{dot}{counted(model.n_layer, 'layer')} of "
+        f"{counted(model.n_head, 'head')}{dot}{counted(tokens, 'token')}",
     )
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def _looked_at(weights: Any, pieces: list[bytes]) -> list[tuple[bytes, float]] | None:

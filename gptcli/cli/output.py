@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 STDOUT = "standard output"
-"""A failed write to `checked_stdout` raises an OSError with this attribute `filename`."""
+"""The attribute `filename` of the OSError that a failed write to `checked_stdout` raises."""
 
 
 class _Wrapped(io.RawIOBase):

@@ -9,6 +9,7 @@ import typer
 from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
 from gptcli.errors import GptcliError, nearest
+from gptcli.plurals import counted
 
 _CHARACTERS = 96  # the assumed vocab_size of a char tokenizer, because plan reads no text
 
@@ -75,7 +76,8 @@ def plan(
         )
         return
     note(
-        f"{parameters:,} parameters, {config.tokens_per_step:,} tokens per step, {kind.name}; "
+        f"{parameters:,} parameters, {counted(config.tokens_per_step, 'token')} per step, "
+        f"{kind.name}; "
         + (f"machines of {kind.of_a_machine} GPUs" if kind.cores is None else "one thread a rank")
     )
     what = "GPUs" if kind.cores is None else "ranks"
@@ -104,7 +106,7 @@ def plan(
         typer.echo("  ".join(f"{word:>{n}}" for word, n in zip(line, widths, strict=True)))
     if max(counts) > config.train.sequences:
         note(
-            f"a step has only {config.train.sequences} sequences: raise "
+            f"a step has only {counted(config.train.sequences, 'sequence')}: raise "
             "train.grad_accum for more GPUs"
         )
 

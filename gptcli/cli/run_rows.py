@@ -31,7 +31,7 @@ def run_rows(folder: Path) -> list[RunRow]:
 
 
 def named_runs(words: Sequence[str]) -> list[Path]:
-    """The runs that `words` of the command line name, oldest first. No words: all under runs/.
+    """The runs that the user named in `words`, oldest first. No words: all under runs/.
 
     A word is a folder of runs, a run, the name of a run under runs/, or a glob pattern. A pattern
     with a slash matches paths, and any other pattern matches names under runs/. Raises GptcliError
@@ -51,7 +51,7 @@ def _named(word: str) -> list[Path]:
         pattern = str(folder) if "/" in word else str(Path("runs", word))
         runs = [path for path in map(Path, sorted(glob.glob(pattern))) if _is_run(path)]  # noqa: PTH207
         if not runs:
-            raise GptcliError(f"no run matches `{cropped(word)}`", "gptcli runs lists all of them")
+            raise GptcliError(f"no run matches `{cropped(word)}`", "`gptcli runs` lists all runs")
         return runs
     if "/" not in word and _is_run(Path("runs", word)):
         return [Path("runs", word)]

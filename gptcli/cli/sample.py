@@ -26,6 +26,7 @@ from gptcli.cli.output import note, print_json
 from gptcli.cli.prompts import encoding_of_run, read_prompts, typed
 from gptcli.cli.user_files import SamplerOption
 from gptcli.errors import GptcliError
+from gptcli.plurals import counted
 from gptcli.view.waiting import waiting
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ def sample(
     if not output.as_json and sys.stderr.isatty():
         tokens = sum(one.tokens for one in samples)
         note(
-            f"({tokens:,} tokens, {tokens / seconds:,.0f} a second; {model.path}, "
+            f"({counted(tokens, 'token')}, {tokens / seconds:,.0f} a second; {model.path}, "
             f"step {model.trained.step}; seed {seed})"
         )
     if cache is not None:

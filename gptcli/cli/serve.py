@@ -91,7 +91,7 @@ class LimitOptions:
             "--max-queue",
             metavar="N",
             min=0,
-            help="Let at most N texts wait for their turn, and one more for each of the --streams.",
+            help="Let texts wait for their turn, at most N plus the value of --streams.",
         ),
     ] = 1024
     max_wait: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from gptcli.errors import GptcliError
+from gptcli.plurals import counted
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -111,7 +112,7 @@ def _headline(run: Path, config: Config, parameters: int, meta: dict[str, Any]) 
     device: str = config.run.device
     threads = config.run.threads
     if device == "cpu" and isinstance(threads, int):
-        device += f" ({threads} thread{'s' if threads > 1 else ''})"
+        device += f" ({counted(threads, 'thread')})"
     return RunStarted(
         run=run,
         source=config.data.described,

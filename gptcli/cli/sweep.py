@@ -75,8 +75,7 @@ def sweep(
     ]
     with waiting("training the grid") as say:
         done = train_all(trials, say)
-    counts = f"{done.trained} runs trained, {done.found} were already finished"
-    note(f"{counts}, in {shell_word(folder)}")
+    note(f"{done}, in {shell_word(folder)}")
     for failed in done.failed:
         note(f"note: {failed} diverged")
     arms = []

@@ -17,6 +17,7 @@ from gptcli.cli.shadowed_names import note_tokenizer_and_run, note_two_runs
 from gptcli.errors import GptcliError, cropped
 from gptcli.files.paths import expanded
 from gptcli.other_spellings import FORM_OF, normalised
+from gptcli.plurals import counted
 from gptcli.view.waiting import waiting
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ def train(
         ) from None
     tokens = len(corpus.train)
     note(
-        f"{out}: {corpus.tokenizer.vocab_size:,} tokens; the text has {tokens:,} tokens of "
-        f"{corpus.source_bytes / tokens:.2f} bytes on average"
+        f"{out}: {counted(corpus.tokenizer.vocab_size, 'token')}; the text has "
+        f"{counted(tokens, 'token')} of {corpus.source_bytes / tokens:.2f} bytes on average"
     )
 
 
@@ -176,7 +177,7 @@ def shards(
         for line in corpus.notes:
             note(line)
         place = write_shards_to(out, corpus.train.chunks(), loaded, corpus.documents)
-    note(f"{place}: {len(corpus.train):,} tokens; train on them: data.source={place}")
+    note(f"{place}: {counted(len(corpus.train), 'token')}; train on them: data.source={place}")
 
 
 @app.command(cls=Command, epilog='Example: gptcli tokenizer encode "Hello world" --tokenizer gpt2')

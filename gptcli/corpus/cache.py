@@ -75,8 +75,8 @@ def entry_key(content_key: str, tokenizer: str) -> str:
     """The name of a cache entry: SHA-256 of FORMAT, the content key and the tokenizer's key.
 
     `content_key` is Source.content_key, to which open_corpus can append words. `tokenizer` is
-    `Tokenizer.encoding_key()`, followed by data.unknown if this drops or replaces characters. If a
-    char or bpe tokenizer is trained on the text, `tokenizer` describes the training instead, for
+    `Tokenizer.encoding_key()`. For a char tokenizer, data.unknown follows, unless it is "error". If
+    a char or bpe tokenizer is trained on the text, `tokenizer` describes the training instead, for
     example "bpe 512"."""
     return hashlib.sha256(f"{FORMAT}\n{content_key}\n{tokenizer}\n".encode()).hexdigest()
 
@@ -115,9 +115,9 @@ def read_entry(
 ) -> Entry | None:
     """The entry in `folder` after it is verified; None if it cannot be used.
 
-    An entry cannot be used if it is absent, incomplete or damaged, or if its key is not `key`. If
-    `tokenizer` is given, it must be the entry's tokenizer. If the folder exists, but a file in it
-    is missing or damaged, adds a note to `notes`. Reads every byte of the entry to verify it."""
+    An entry cannot be used if it is absent, incomplete or damaged, if its key is not `key`, or if
+    `tokenizer` is given and another tokenizer made the entry. If the folder exists, but a file in
+    it is missing or damaged, adds a note to `notes`. Reads every byte of the entry to verify it."""
     try:
         return _opened(folder, key, tokenizer)
     except _DamagedError as error:
@@ -287,7 +287,7 @@ def _meta_sha256(meta: dict[str, Any]) -> str:
 
 
 def _new_build_folder(folder: Path, notes: list[str]) -> Path:
-    """A new folder in the cache `folder`, for an entry that is built.
+    """A new folder in the cache `folder`; the caller builds an entry in the new folder.
 
     If the cache is not writable, returns a new folder in the system's folder for temporary
     files."""
@@ -303,7 +303,7 @@ def _new_build_folder(folder: Path, notes: list[str]) -> Path:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete temporary folders of killed processes: those that have not changed for a day."""
+    """Delete the temporary folders that killed processes left: all that are unchanged for a day."""
     with suppress(OSError):
         for path in folder.glob(".*"):
             if path.suffix in (".tmp", ".old"):

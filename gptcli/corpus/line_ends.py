@@ -15,6 +15,7 @@ from pathlib import Path
 from gptcli.corpus.formats import compressed
 from gptcli.corpus.reading import CHUNK, open_bytes
 from gptcli.corpus.sources import Source
+from gptcli.plurals import agreeing
 
 _NAMES = {b"\n": "LF", b"\r\n": "CRLF (Windows)", b"\r": "CR (old Macs)"}
 _TOOLS = {b"\n": "dos2unix", b"\r\n": "unix2dos", b"\r": "unix2mac"}
@@ -44,7 +45,11 @@ def line_ends_note(source: Source) -> list[str]:
     notes = []
     for count, name, tool in ((windows, b"\r\n", "dos2unix"), (mac, b"\r", "mac2unix")):
         if count:
-            which = "the text has" if len(plain) == 1 else f"{count} of {len(plain)} files have"
+            which = (
+                "the text has"
+                if len(plain) == 1
+                else f"{count} of {len(plain)} files {agreeing(count, 'has', 'have')}"
+            )
             notes.append(
                 f"{which} {_NAMES[name]} line ends, and the model learns to write them; to train "
                 f"on plain newlines, convert the text first, for example with {tool}"

@@ -154,7 +154,7 @@ class StoreBlocks(NamedTuple):
 
 
 def blocks_of(tokens: TokenStore) -> StoreBlocks:
-    """The blocks of the token shards that `tokens` uses, and where each block begins."""
+    """The blocks of token shards that hold tokens of `tokens`, and where each block begins."""
     starts, lengths, numbers, begins = [], [], [], []
     shards = [shard for shard in tokens.shards if isinstance(shard, LazyShard)]
     assert len(shards) == len(tokens.shards) > 0

@@ -30,6 +30,7 @@ from gptcli.corpus.token_store import SHARD_TOKENS, ShardWriter, TokenStore, dty
 from gptcli.corpus.validation_split import unlike_note
 from gptcli.errors import GptcliError
 from gptcli.files.caches import cache_folder
+from gptcli.plurals import agreeing, counted, times
 from gptcli.tokenization.unknown_characters import (
     KnownCharacters,
     Rule,
@@ -152,8 +153,7 @@ def open_corpus(
     if entry.unknown is not None:
         notes.append(f"{found.name}: {done(unknown)} {entry.unknown}")
     if entry.marks:
-        times = "once" if entry.marks == 1 else f"{entry.marks:,} times"
-        notes.append(f"`{END_OF_TEXT}` ends a document {times}")
+        notes.append(f"`{END_OF_TEXT}` ends a document {times(f'{entry.marks:,}')}")
     if data.shares is not None:
         train, val, split = split_mixture(entry, data, block_size)
     else:
@@ -209,8 +209,8 @@ def _open_shards(
         source_bytes=shards.bytes,
         content_key=shards.content_key,
         notes=[
-            f"token shards: {total:,} tokens in {count:,} "
-            f"{'file' if count == 1 else 'files'}, with their {found.kind} tokenizer"
+            f"token shards: {counted(total, 'token')} in {counted(count, 'file')}, with their "
+            f"{found.kind} tokenizer"
         ],
     )
 
@@ -236,9 +236,10 @@ def _train_user_bpe(
             user_tokenizer, (p.text for p in joined(source.pieces())), vocab_size
         )
         advance(read)
+    merges = tokenizer.vocab_size - 257
     notes.append(
-        f"your tokenizer learned {tokenizer.vocab_size - 257} merges from the first {read:,} "
-        f"characters in {time.perf_counter() - start:.1f} s"
+        f"your tokenizer learned {merges} {agreeing(merges, 'merge')} from the first "
+        f"{counted(read, 'character')} in {time.perf_counter() - start:.1f} s"
     )
     return tokenizer
 

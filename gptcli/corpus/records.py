@@ -40,7 +40,7 @@ class NotAListError(GptcliError):
 def jsonl_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .jsonl file. Each line is a document: an object with a text or a chat, or a string.
+    """Stream a .jsonl file. Each line is a document: a string, or an object with a text or a chat.
 
     `field` names the field with the text or chat; None selects it as in `text_of`. If `field` is
     given, a line must not be a string. Blank lines, empty texts and other fields are ignored.
@@ -351,7 +351,7 @@ def csv_pieces(
             raise GptcliError(
                 f"{shown(path)}:{line}: the row ends before column {column + 1}, "
                 f"`{names[column].strip()}`",
-                'is a quote or a comma missing? Write a text with commas or line ends in "quotes"',
+                'is a quote or a comma missing? Put "quotes" around a text with commas or newlines',
             )
         yield from _cut(row[column])
 
@@ -377,8 +377,8 @@ def _rows(
     except csv.Error as error:
         raise GptcliError(
             f"{shown(path)}:{number}: this row cannot be read: {error}",
-            'is a quote missing? Write a text with commas, quotes or line ends in "quotes", and '
-            'each quote in it twice: ""',
+            'is a quote missing? Put "quotes" around a text with commas, quotes or newlines, and '
+            'write each quote in this text twice: ""',
         ) from error
 
 

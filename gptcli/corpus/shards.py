@@ -212,7 +212,7 @@ class ReusedBuffers:
 
 
 class Blocks:
-    """The blocks of several shards. At most `kept` of them stay in memory. Threads read in advance.
+    """The blocks of several shards. At most `kept` blocks stay in memory. Threads read in advance.
 
     `places` has one function for each block. The function reads the block and verifies it.
     Several threads can use one object of this class."""

@@ -34,6 +34,7 @@ from gptcli.files.caches import cache_folder
 from gptcli.files.leftovers import POINTER_HINT, is_editor_backup, is_lfs_pointer
 from gptcli.files.names import exists, path_of, shown
 from gptcli.files.shipped import shipped_texts
+from gptcli.plurals import agreeing, counted
 
 _MARK = END_OF_TEXT.strip("<>").encode()  # without `<` and `>`, which JSON can escape
 
@@ -101,8 +102,8 @@ class Source:
     def one_document(self) -> bool:
         """Whether the text is certainly one document.
 
-        This is so for a single file of plain text in UTF-8, without a validation text, that is not
-        split at lines or at `<|endoftext|>`."""
+        This is so for a single file of plain text in UTF-8 that is not split at lines or at
+        `<|endoftext|>`, if there is no validation text."""
         return len(self.files) == 1 and self.files[0].format == Format("text") and self.val is None
 
     def pieces(
@@ -171,8 +172,9 @@ def find_source(data: DataConfig | str, progress: Progress | None = None) -> Sou
     what was left out, except hidden files.
 
     Raises GptcliError if a text does not exist, if a folder has no usable files, or if no file is
-    left for training. A text that is a single file must be readable and not empty. If
-    data.skip_undecodable is false, this file must also be text in its encoding."""
+    left for training. For a text that is a single file, also raises GptcliError if the file is
+    unreadable or empty, or if data.skip_undecodable is false and the file is not text in its
+    encoding."""
     data = section_of(data)
     progress = progress or Progress(False)
     val = None
@@ -356,7 +358,7 @@ def _survey_folder(folder: Path, progress: Progress, survey: _Survey) -> list[So
                 survey.left_out.setdefault(_not_text(survey.data), []).append(name)
     if binary:
         more = f" and {len(binary) - 3} more" if len(binary) > 3 else ""
-        what = "1 file that is" if len(binary) == 1 else f"{len(binary)} files that are"
+        what = f"{counted(len(binary), 'file')} that {agreeing(len(binary), 'is', 'are')}"
         names = ", ".join(binary[:3])
         survey.notes.append(f"skipped {what} not text, in {shown(folder)}: {names}{more}")
     if not any(file.signature[0] for file in files):

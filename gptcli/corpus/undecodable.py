@@ -9,6 +9,7 @@ from gptcli.corpus.conversion import conversion_command
 from gptcli.corpus.reading import COMPRESSED, UndecodableError, decoded, open_content
 from gptcli.errors import GptcliError
 from gptcli.files.names import STANDARD_INPUT, shown
+from gptcli.plurals import counted
 
 _LOOKED_AT = 1 << 15  # how many bytes around the first undecodable byte are looked at
 _MOST_NAMED = 100
@@ -69,7 +70,9 @@ def undecodable_files(
         return None
     if len(problems) > _MOST_NAMED:
         more = len(problems) - _MOST_NAMED
-        problems[_MOST_NAMED:] = [(f"and {more} more files that cannot be decoded", problems[0][1])]
+        problems[_MOST_NAMED:] = [
+            (f"and {counted(more, 'more file')} that cannot be decoded", problems[0][1])
+        ]
     return UndecodableFilesError(problems)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gptcli.corpus.token_store import TokenStore
 from gptcli.errors import GptcliError
+from gptcli.plurals import agreeing
 
 Ranges = NDArray[np.int64]
 """Ranges [start, stop) of tokens in rising order: int64 (n, 2)."""
@@ -145,7 +146,7 @@ _LEAST_SAMPLE = 1000
 # Measured on texts in three languages, on code and on documentation of 5 KB to 1 MB, with char,
 # byte and bpe tokens. If the whole text is of one kind, the distance of the validation tokens is at
 # most 1.9 times the distance of a part. If the text ends in another language or with text of
-# another kind, it is 2.9 to 65 times the distance of a part.
+# another kind, the distance of the validation tokens is 2.9 to 65 times the distance of a part.
 _MOST, _TIMES, _MOST_SORTED = 0.05, 2.5, 0.2
 
 
@@ -233,4 +234,4 @@ def _fraction(tokens: int, train: int, *, down: bool = False) -> float:
 
 
 def _tokens(count: int) -> str:
-    return "1 token" if count == 1 else f"{count} tokens"
+    return f"{count} {agreeing(count, 'token')}"

@@ -29,7 +29,7 @@ FOLLOW_S = 4.0  # for running a file again, to find the step at which it hangs o
 def check_builtin() -> BuiltinReport:
     """Compare each code path of the builtin attention with the reference; return the report.
 
-    Does so on each device of this machine, in each dtype of `builtin.dtypes_on`."""
+    The comparison runs on each device of this machine, in each dtype of `builtin.dtypes_on`."""
     from gptcli.course.attention.builtin import compare_paths, devices_here
 
     return compare_paths(devices_here())
@@ -87,8 +87,8 @@ class Checker:
     ) -> FileReport:
         """The report on a file that find_file returned.
 
-        The file runs in `folder`, by default the current one. Raises GptcliError if the file cannot
-        be used at all."""
+        The file runs in `folder`, by default the current folder. Raises GptcliError if the file
+        cannot be used at all."""
         if self._worker is None:
             self._worker = Worker(limits=self._limits).__enter__()
         return ask(self._worker, file, limit_s, folder)

@@ -41,9 +41,9 @@ _MOST_WORKERS = 4
 class Grade:
     """How far one student is in every exercise.
 
-    `same_as` maps the name of an exercise to the other students whose file for it has the same
-    fingerprint (gptcli.course.same_code). It leaves out files that equal the skeleton or the
-    course's own solution. `path` is the student's folder or file."""
+    `same_as` maps the name of an exercise to the other students whose file for this exercise has
+    the same fingerprint (gptcli.course.same_code). `same_as` leaves out files that equal the
+    skeleton or the course's own solution. `path` is the student's folder or file."""
 
     student: str
     path: Path

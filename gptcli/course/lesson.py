@@ -15,7 +15,8 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 TOLERANCE = 1e-9  # a larger error is a mistake: the checks use float64 and inputs of variance 1
 
 Learner = TypeVar("Learner")
-Say = Callable[[str], None]  # gets what runs now, which the report names if the file hangs or ends
+# Gets the name of what runs now. If the file hangs or ends its process, the report has this name.
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ class ProgressFile:
         self.path = folder / NAME
         self.trouble = ""
         self._records: dict[str, Record] = {}
-        self._file: dict[str, Any] = {}  # the file as it was read; a newer version can write more
+        # The file as it was read. A newer gptcli can have written keys that this version ignores.
+        self._file: dict[str, Any] = {}
         self._read()
 
     def __getitem__(self, exercise: str) -> Record:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gptcli.plurals import agreeing
+
 
 @dataclass(frozen=True)
 class Check:
@@ -169,8 +171,9 @@ class BuiltinReport:
         if not over:
             return f"every path agrees with the reference ({cases} cases in all)"
         worst = over[0]
+        differ = agreeing(len(over), "differs", "differ")
         return (
-            f"{len(over)} of {len(self.results)} results differ from the reference; the first is "
+            f"{len(over)} of {len(self.results)} results {differ} from the reference; the first is "
             f"`{worst.path}` in {worst.dtype} on {worst.device}: largest error "
             f"{worst.largest_error:.1e}, tolerance {worst.tolerance:.0e}"
         )

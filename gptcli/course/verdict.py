@@ -101,9 +101,9 @@ def check(thing: object, exercise: str | None = None) -> Verdict:
     """The verdict on a class, or on a file given as "FILE" or "FILE:CLASS".
 
     By default, `exercise` is the exercise whose class or file has the same name as `thing`, or
-    attention if no exercise has this name. The code runs in another process, so it cannot disturb
-    the current one. If the class is wrong or cannot be run, the verdict says why. Raises
-    GptcliError if there is no exercise of the name `exercise`."""
+    attention if no exercise has this name. The code runs in another process, so the code cannot
+    disturb the current process. If the class is wrong or cannot be run, the verdict says why.
+    Raises GptcliError if there is no exercise of the name `exercise`."""
     if not isinstance(thing, type | str | Path):
         thing = type(thing)  # `thing` is an instance, so take its class
     name = _exercise_of(thing) if exercise is None else exercise_named(str(exercise)).name

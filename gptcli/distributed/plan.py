@@ -155,7 +155,7 @@ def _traffic(
 
     A machine has n GPUs. For an all-reduce of S bytes, a GPU sends 2 S (n - 1) / n bytes inside its
     machine. Between M machines, it all-reduces only S / n bytes, so it sends 2 S / n * (M - 1) / M
-    bytes. To gather or to scatter S bytes, it sends half as many bytes."""
+    bytes. To gather or to scatter S bytes, a GPU sends half as many bytes as to all-reduce them."""
     near, far = (n - 1) / n, (machines - 1) / machines / n
     if parallel == "ddp":
         size = 2 * 4.0 * parameters  # float32 gradients are all-reduced once

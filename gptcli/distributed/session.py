@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.distributed.place import Place, leave_word, was_restarted, word_of
 from gptcli.errors import GptcliError
+from gptcli.plurals import counted
 
 if TYPE_CHECKING:
     from gptcli.distributed.orders import LeaderState
@@ -161,8 +162,8 @@ def use_own_gpu(place: Place) -> None:
         count = torch.cuda.device_count()
         if place.local_rank >= count:
             raise GptcliError(
-                f"{place.local_size} processes on this machine, but it has {count} GPU"
-                + ("s" if count != 1 else ""),
+                f"{counted(place.local_size, 'process', 'processes')} on this machine, but it has "
+                f"{counted(count, 'GPU')}",
                 f"start at most {count}, or set run.device=cpu",
             )
         torch.cuda.set_device(place.local_rank)

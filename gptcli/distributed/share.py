@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gptcli.errors import GptcliError
+from gptcli.plurals import counted
 
 if TYPE_CHECKING:
     from gptcli.config import TrainConfig
@@ -53,8 +54,8 @@ class Share:
             f"{ranks} processes cannot share a step evenly: neither train.grad_accum {accum} nor "
             f"train.batch_size {batch} is a multiple of {ranks}",
             f"train.batch_size could be {_nearest(batch, ranks)}, or train.grad_accum "
-            f"{_nearest(accum, ranks)}, or train with {fitting[-1]} "
-            + ("process" if fitting[-1] == 1 else "processes"),
+            f"{_nearest(accum, ranks)}, or train with "
+            f"{counted(fitting[-1], 'process', 'processes')}",
         )
 
 

@@ -19,6 +19,7 @@ from datetime import timedelta
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from gptcli.distributed.place import LAUNCH_FOLDER, LOST, Place, leave_word
+from gptcli.plurals import agreeing
 
 _BEAT = 1.0  # seconds
 
@@ -36,7 +37,7 @@ class Watch:
         self._begun = False
 
     def begin(self, limit: float) -> None:
-        """Start to watch. No rank may let the others wait for more than `limit` seconds."""
+        """Start to watch. The run ends if a rank lets the others wait for more than `limit` s."""
         self._limit = limit
         self.tick()
         if not self._begun:
@@ -72,7 +73,7 @@ class Watch:
                     self._report(store)
 
     def _report(self, store: Store) -> None:
-        """End this process. If no other rank has done so, first print which ranks hang.
+        """Print which ranks hang, unless another rank has printed this. Then end this process.
 
         Does nothing if this rank has gone on, or if every rank still writes its count and all
         counts are equal."""
@@ -87,7 +88,7 @@ class Watch:
         if (found := frozen or behind) and len(found) < self._place.size:
             if store.add("reported", 1) == 1:
                 names = " and ".join(f"rank {r}" for r in found)
-                verb = "does" if len(found) == 1 else "do"
+                verb = agreeing(len(found), "does", "do")
                 sys.stderr.write(
                     f"error: {names} of {self._place.size} {verb} not answer: the other ranks have "
                     f"waited for {self._limit:g} s\n\nhint: if a step, a sample or a save can take "

@@ -21,8 +21,8 @@ _T_975 = (
 def t_975(degrees: float) -> float:
     """The 97.5 % quantile of Student's t distribution.
 
-    Rounds the degrees of freedom down. Uses 30 degrees if there are more, and 1 if there are
-    fewer."""
+    Rounds the degrees of freedom down. Uses 30 degrees if there are more than 30, and 1 if there is
+    less than 1."""
     return _T_975[max(1, min(len(_T_975), math.floor(degrees))) - 1]
 
 

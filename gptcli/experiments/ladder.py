@@ -11,6 +11,7 @@ from typing import Any
 from gptcli.errors import GptcliError
 from gptcli.experiments.trials import Trial, train_all
 from gptcli.pages.run_data import read_run
+from gptcli.plurals import agreeing, counted
 
 RUNGS = ((1, 32), (2, 32), (2, 48), (2, 64), (3, 80), (4, 96))
 """Pairs (n_layer, n_embd). All blocks of a network together have about 12 thousand parameters (the
@@ -99,7 +100,8 @@ def planned_steps(
     if steps < _FEWEST_STEPS:
         needed = minutes * _FEWEST_STEPS / max(1, steps)
         raise GptcliError(
-            f"{minutes:g} minutes are enough for {steps} steps of each network here; "
+            f"{minutes:g} {agreeing(minutes, 'minute is', 'minutes are')} enough for "
+            f"{counted(steps, 'step')} of each network here; "
             f"{_FEWEST_STEPS} steps are needed",
             f"--minutes {math.ceil(11 * needed) / 10:g}",
             exit_code=1,

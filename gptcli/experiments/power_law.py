@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from gptcli.errors import GptcliError
 from gptcli.experiments.intervals import t_975
+from gptcli.plurals import agreeing, counted
 
 _EXPONENTS = np.geomspace(0.01, 3.0, 1200)
 FEWEST = 5
@@ -60,7 +61,8 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
     x, y = np.asarray(sizes, dtype=float), np.asarray(losses, dtype=float)
     if len(x) < FEWEST:
         raise GptcliError(
-            f"{len(x)} networks are too few to fit a law; {FEWEST} are needed",
+            f"{counted(len(x), 'network')} {agreeing(len(x), 'is', 'are')} too few to fit a law; "
+            f"{FEWEST} are needed",
             "give more --minutes",
             exit_code=1,
         )

@@ -11,6 +11,7 @@ from typing import Any
 from gptcli.api.training import train
 from gptcli.errors import GptcliError
 from gptcli.events import Evaluated, RunStarted, StepDone
+from gptcli.plurals import agreeing, counted
 from gptcli.training import checkpoint, run_folder
 
 ENDED = ("done", "target", "patience")
@@ -41,6 +42,11 @@ class Trained:
     trained: int = 0
     found: int = 0
     failed: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """What a command says at the end: "3 runs trained, 1 was already finished"."""
+        were = agreeing(self.found, "was", "were")
+        return f"{counted(self.trained, 'run')} trained, {self.found} {were} already finished"
 
 
 def is_finished(run: Path) -> bool:

@@ -40,7 +40,9 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 def absolute(path: str | os.PathLike[str]) -> Path:
     """The absolute path, with `~` expanded and `..` resolved.
 
-    Links stay in the path, unless `..` after a link leads to another folder."""
+    Removes each `..` together with the name before it, and keeps all other links. If the result is
+    not the same file or folder as `path`, because a removed name was a link, resolves all links
+    instead."""
     found = expanded(path).absolute()
     if ".." not in found.parts:
         return found
@@ -55,7 +57,7 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 def refuse_existing(path: Path) -> None:
     """Raise GptcliError if `path` exists, so that a command replaces nothing."""
     if os.path.lexists(path):
-        raise GptcliError(f"{path} exists", "name another --out, or move it away")
+        raise GptcliError(f"{path} exists", f"name another path with --out, or move {path} away")
 
 
 def shell_word(text: str | os.PathLike[str]) -> str:

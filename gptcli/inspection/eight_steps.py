@@ -20,6 +20,7 @@ from gptcli.model.attention import CausalSelfAttention
 from gptcli.model.gpt import GPT
 from gptcli.model.inside import Inside, part_with_attention
 from gptcli.model.rotary import RotaryCausalSelfAttention
+from gptcli.plurals import agreeing, counted
 
 Numbers = list[float]
 
@@ -159,13 +160,14 @@ def _shown(
     split = f"q ({H}, {T}, {D}), k and v ({K}, {T}, {D})" if K < H else f"({H}, {T}, {D}) each"
     if K < H:
         split += f"; {H // K} heads of q share one head of k and v"
+    future = T * (T - 1) // 2
     before = {"q": found.q[at, head].tolist(), "k": found.k[at, group].tolist()}
     steps: list[tuple[int, str, dict[str, Numbers]]] = [
         (1, f"x ({T}, {C}) -> {qkv}", {"x": x[at].tolist()}),
         (2, f"-> {split}", {**before, "v": found.v[at, group].tolist()}),
         (
             3,
-            f"-> ({H}, {T}, {D}): one text, so {H} pairs of matrices"
+            f"-> ({H}, {T}, {D}): one text, so {counted(H, 'pair')} of matrices"
             + ("" if not rotary else "; " + "normalised, then " * normed + "rotated by position"),
             {}
             if not rotary
@@ -174,8 +176,8 @@ def _shown(
         (4, f"q k^T / sqrt({D}) -> ({H}, {T}, {T})", {"scores": found.scores[: at + 1].tolist()}),
         (
             5,
-            f"{T * (T - 1) // 2} of {T * T} scores of each head are in the future: -inf; this "
-            f"token sees {at + 1} of {T} tokens",
+            f"{future} of {counted(T * T, 'score')} of each head {agreeing(future, 'is', 'are')} "
+            f"in the future: -inf; this token sees {at + 1} of {counted(T, 'token')}",
             {},
         ),
         (

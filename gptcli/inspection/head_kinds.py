@@ -1,4 +1,4 @@
-"""Names each head by what it looks at most: previous token, first token, itself, or induction.
+"""Names each head by what it looks at most: previous token, first token, token itself, induction.
 
 Dimensions: T time, H heads.
 """

@@ -49,7 +49,7 @@ class LearnerFile:
 class LearnerSteps:
     """The values of the eight steps in float64, and the line of the file that completes each step.
 
-    A step has no line if the trace does not show it."""
+    `lines` has no entry for a step whose line the trace does not show."""
 
     values: Values
     lines: dict[int, tuple[int, str]]

@@ -90,13 +90,13 @@ def import_adapter(folder: Path, base: Path, out: Path, *, name: str | None = No
     if not (folder / SETTINGS).is_file():
         raise GptcliError(
             f"{folder} has no {SETTINGS}, so it is not an adapter",
-            "name the folder `adapter` that gptcli export wrote, or a folder that peft saved; or "
-            "leave --base out to import a model",
+            "import the folder `adapter` that `gptcli export` wrote, or a folder that peft saved; "
+            "or leave --base out to import a model",
         )
     if not (folder / WEIGHTS).is_file():
         raise GptcliError(
             f"{folder} has no {WEIGHTS}",
-            "save it with peft: model.save_pretrained(FOLDER, safe_serialization=True)",
+            "save the adapter with peft: model.save_pretrained(FOLDER, safe_serialization=True)",
         )
     trained = load_trained(base, None, device=torch.device("cpu"), dtype=torch.float32)
     try:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from gptcli.files import durable
 from gptcli.files.paths import refuse_existing
 from gptcli.interop import adapter_folder, gguf_file, hugging_face, model_card, onnx_folder, proof
+from gptcli.plurals import counted
 from gptcli.training.loading import Trained
 
 Format = Literal["huggingface", "gguf", "onnx"]
@@ -37,7 +38,7 @@ def export(
     """Write a trained model to `out`, which must not exist, in the format `to`.
 
     In Hugging Face's format, a run with low-rank adapters becomes its base model and a folder
-    `adapter` in peft's format. In all other formats, and if `merge` is true, the run becomes one
+    `adapter` in peft's format. In the other formats, or if `merge` is true, the run becomes one
     model with the adapters merged. The network must have only builtin parts, and the tokenizer must
     not be the user's. For GGUF, `out` is a file in which the matrices have the type `type_name`.
     For the other formats, it is a folder. `out` appears only when it is complete. If the other
@@ -135,13 +136,14 @@ def not_expressible(trained: Trained, to: Format) -> tuple[str, ...]:
         does = "cannot continue texts past" if to == "gguf" else "raises an error for texts past"
         return (
             *found,
-            f"{program} {does} {config.block_size:,} tokens. gptcli goes on and drops the oldest "
-            "half of the window.",
+            f"{program} {does} {counted(config.block_size, 'token')}. gptcli goes on and drops the "
+            "oldest half of the window.",
         )
     if to == "gguf" or (to == "huggingface" and config.traits.model_type == "llama"):
         program = "llama.cpp" if to == "gguf" else "LlamaForCausalLM"
         return (
-            f"{program} has no sliding window for this layout. Past {config.block_size:,} tokens "
-            "it looks at all earlier tokens, so its texts differ from gptcli's.",
+            f"{program} has no sliding window for this layout. Past "
+            f"{counted(config.block_size, 'token')} it looks at all earlier tokens, so its "
+            "texts differ from gptcli's.",
         )
     return found

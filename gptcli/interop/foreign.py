@@ -23,6 +23,7 @@ from gptcli.files.bounded import MAX_JSON_BYTES, open_regular, read_bounded
 from gptcli.interop.layouts import from_hugging_face, pairs
 from gptcli.memory import total_memory
 from gptcli.model.weights import parameter_shapes
+from gptcli.plurals import counted
 
 _Json = dict[str, Any]
 _INDEX_BYTES = 64 << 20
@@ -190,7 +191,9 @@ def _window(get: _Getter, kind: str, n_layer: int, length: int) -> int:
     if set(kinds) == {"full_attention"}:
         return length
     if set(kinds) != {"sliding_attention"}:
-        raise Refused(f"only some of its layers have a sliding window of {window:,} tokens")
+        raise Refused(
+            f"only some of its layers have a sliding window of {counted(window, 'token')}"
+        )
     return window
 
 
@@ -224,7 +227,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         raise GptcliError(
             f"{folder} has no model.safetensors"
             + (f", and {other} can run code when it is read" if other else ""),
-            "save it with transformers: model.save_pretrained(FOLDER, safe_serialization=True)",
+            "save the model with transformers: "
+            "model.save_pretrained(FOLDER, safe_serialization=True)",
         )
     refuse_too_large(paths)
     for path in paths:
@@ -258,8 +262,8 @@ def _without_prefix(
 ) -> dict[str, Tensor]:
     """The tensors in a dict, under the names that they have in the complete model.
 
-    Some files have only the inner model, without the head. This function adds the prefix that
-    their names lack."""
+    Some files have only the inner model, without the head. The names of the tensors in such a file
+    lack a prefix. This function adds the prefix."""
     inner = "transformer." if config.traits.model_type == "gpt2" else "model."
     found: dict[str, Tensor] = {}
     for name, tensor in tensors:
@@ -405,7 +409,7 @@ def _with_block_size(config: ModelConfig, block_size: int | None) -> ModelConfig
     if block_size > config.block_size:
         raise GptcliError(
             f"--block-size {block_size:,} is longer than the model's context of "
-            f"{config.block_size:,} tokens",
+            f"{counted(config.block_size, 'token')}",
             "leave it out, or name a smaller number",
         )
     return config.model_copy(update={"block_size": block_size})
@@ -491,7 +495,7 @@ class _Getter:
         if found is None:
             raise GptcliError(
                 f"config.json does not give `{key}`, so the sizes of the model are unknown",
-                "download the folder again, or save it with transformers: "
+                "download the folder again, or save the model with transformers: "
                 "model.save_pretrained(FOLDER)",
             )
         return found

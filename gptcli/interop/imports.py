@@ -102,9 +102,11 @@ def import_model(
     """Write a model of another program as the run folder `out`, which must be new or empty.
 
     If `path` is a folder and transformers is installed, transformers also reads the folder. Then
-    the logits of both programs are compared, and also the token ids, unless `tokenizer` is given.
-    `out` appears only when it is complete. Raises GptcliError if `read_foreign` raises it, if `out`
-    is taken or cannot be written, or (exit code 1) if transformers computes something else."""
+    the logits of both programs are compared. If `tokenizer` is None, the token ids are compared,
+    too. `out` appears only when it is complete.
+
+    Raises GptcliError if `read_foreign` raises it, if `out` is taken or cannot be written, or (exit
+    code 1) if transformers computes something else."""
     refuse_taken(out)
     trained, foreign = read_foreign(path, tokenizer=tokenizer, block_size=block_size)
     found = proof.Proof(None, (), "gptcli knows no other program that reads a ckpt.pt")

@@ -12,6 +12,7 @@ from gptcli.errors import GptcliError
 from gptcli.interop.loss_curve import loss_curve, recorded_losses
 from gptcli.interop.proof import Doing, Proof
 from gptcli.model.gpt import count_parameters
+from gptcli.plurals import agreeing, counted
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.streams import window_stride
 from gptcli.sampling.text import generate_one
@@ -158,27 +159,28 @@ def proof_sentence(proof: Proof, doing: Doing = "export") -> str:
         missing = next(name for name in packages if name in proof.reader)
         return f"{nothing} For a proof: pip install {missing}; {doing} again."
     lengths = ", ".join(f"{length:,}" for length in proof.lengths)
+    tokens = agreeing(proof.lengths[-1], "token")
     done = "read the export back" if doing == "export" else "read the same files"
     numbers, ids = "logits", "ids"
     if "xllamacpp" in proof.reader:
         numbers, ids = "log-probabilities", "number of ids"
     same = f"; the tokenizers give the same {ids} for the compared texts" if proof.texts else ""
     return (
-        f"{proof.reader} {done}. On prompts of {lengths} tokens, its {numbers} differ from "
+        f"{proof.reader} {done}. On prompts of {lengths} {tokens}, its {numbers} differ from "
         f"gptcli's by at most {proof.largest_difference:.1e}{same}."
     )
 
 
 def _facts(trained: Trained) -> Iterator[tuple[str, str]]:
     config = trained.config.model
-    layers = f"{config.n_layer} layer" + ("s" if config.n_layer != 1 else "")
-    heads = f"{config.n_head} head" + ("s" if config.n_head != 1 else "")
+    layers, heads = counted(config.n_layer, "layer"), counted(config.n_head, "head")
     yield "layout", f"`{config.arch}`: {layers}, {heads}"
-    yield "width, context length", f"{config.n_embd}, {config.block_size} tokens"
-    tokens = f"`{trained.tokenizer.kind}`, {trained.tokenizer.vocab_size:,} tokens"
+    length = config.block_size
+    yield "width, context length", f"{config.n_embd}, {length} {agreeing(length, 'token')}"
+    tokens = f"`{trained.tokenizer.kind}`, {counted(trained.tokenizer.vocab_size, 'token')}"
     yield "tokenizer", tokens
     progress = progress_of(trained.meta)
-    yield "checkpoint", f"step {trained.step:,}, {progress.tokens:,} tokens seen"
+    yield "checkpoint", f"step {trained.step:,}, {counted(progress.tokens, 'token')} seen"
     if progress.val_loss is not None:
         yield "validation loss", f"{progress.val_loss:.4f} nats per token"
 

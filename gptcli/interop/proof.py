@@ -20,6 +20,7 @@ from torch import Tensor
 from gptcli.errors import GptcliError
 from gptcli.interop import gguf_file, llama_cpp, onnx_folder
 from gptcli.model.gpt import GPT
+from gptcli.plurals import counted
 from gptcli.tokenization import Tokenizer
 from gptcli.training.loading import Trained
 
@@ -77,7 +78,7 @@ def prove(
         if not difference <= TOLERANCE * max(1.0, float(ours.abs().max()) / 10):
             raise GptcliError(
                 f"the {doing} was not kept: {reader} computes other logits from it (for a prompt "
-                f"of {length} tokens, they differ by {difference:.2g})",
+                f"of {counted(length, 'token')}, they differ by {difference:.2g})",
                 "this is a fault of gptcli or of the other program: please report it",
                 exit_code=1,
             )
@@ -276,8 +277,9 @@ def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
         ours = torch.log_softmax(logits.double(), dim=-1).tolist()
         if len(theirs) != len(ours):
             raise GptcliError(
-                f"the export was not kept: {reader} gives {len(theirs):,} probabilities for "
-                f"{len(ours):,} tokens",
+                f"the export was not kept: {reader} gives "
+                f"{counted(len(theirs), 'probability', 'probabilities')} for "
+                f"{counted(len(ours), 'token')}",
                 "this is a fault of gptcli or of the other program: please report it",
                 exit_code=1,
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import read_bounded
 from gptcli.interop.foreign import read_json
+from gptcli.plurals import counted
 from gptcli.tokenization import Tokenizer
 from gptcli.tokenization.bpe import RankedTokenizer
 from gptcli.tokenization.char import CharTokenizer
@@ -47,7 +48,7 @@ def tokenizer_of_folder(path: Path, vocab_size: int) -> Tokenizer:
         if vocab_size in _GPT2_SIZES:
             return gpt2_tokenizer()
         raise GptcliError(
-            f"{path} has {vocab_size:,} tokens but no tokenizer",
+            f"{path} has {counted(vocab_size, 'token')} but no tokenizer",
             "for a model of characters, name its text: --tokenizer input.txt",
         )
     try:
@@ -72,15 +73,18 @@ def padded(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str 
         return tokenizer, None
     if missing < 0 or not isinstance(tokenizer, RankedTokenizer | ImportedTokenizer):
         raise GptcliError(
-            f"{path}: its embedding has {rows:,} rows, but the tokenizer has "
-            f"{tokenizer.vocab_size:,} tokens",
+            f"{path}: its embedding has {counted(rows, 'row')}, but the tokenizer has "
+            f"{counted(tokenizer.vocab_size, 'token')}",
             "name the tokenizer with which the model was trained: --tokenizer FILE",
             exit_code=1,
         )
     size = tokenizer.vocab_size
-    note = (
-        f"{missing:,} rows of its embedding have no token; they get names such as <|unused_{size}|>"
+    unused = (
+        "has no token; it gets the name"
+        if missing == 1
+        else "have no token; they get names such as"
     )
+    note = f"{counted(missing, 'row')} of its embedding {unused} <|unused_{size}|>"
     if isinstance(tokenizer, ImportedTokenizer):
         return tokenizer.with_rows(rows), note
     special = dict(tokenizer.special)

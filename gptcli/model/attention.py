@@ -137,7 +137,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     query heads (grouped-query attention; Ainslie et al. 2023).
 
     Uses PyTorch's fused kernel, or three batched operations that compute the same. On a CPU, the
-    three operations are faster than the kernel in bfloat16, for small T, and with dropout.
+    three operations are faster than the kernel in each of three cases: bfloat16, small T, dropout.
     """
     B, H, T, D = q.shape
     K = k.shape[1]  # heads of keys and values

@@ -125,7 +125,8 @@ class StepLayerCache:
 
     Each stream has its own position. A GPU can record the step as a graph and repeat it, because
     shapes never change and the host reads nothing from the GPU. The mask hides slots that are not
-    filled yet, but these slots must hold finite numbers."""
+    filled yet. The caller sets all slots of the ring to finite numbers first, because the product
+    of weight 0 and NaN is NaN."""
 
     def __init__(self, ring: LayerCache, positions: StreamPositions, filled: Tensor) -> None:
         self._ring, self._filled = ring, filled

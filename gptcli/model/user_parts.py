@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import GptcliError
+from gptcli.plurals import agreeing
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +152,7 @@ def refuse_other_parts(run: Path, needed: tuple[str, ...], user_parts: UserParts
     which code to execute, so the user names the files each time."""
     given = user_parts.names() if user_parts is not None else ()
     if missing := [name for name in needed if name not in given]:
-        files = "file" if len(missing) == 1 else "files"
+        files = agreeing(len(missing), "file")
         raise GptcliError(
             f"{run} was trained with your {_and(missing)} {files}",
             "the command needs " + " ".join(f"--{name} FILE" for name in needed),

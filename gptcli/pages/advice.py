@@ -12,6 +12,7 @@ from gptcli.events import Evaluated, StepDone
 from gptcli.files.paths import shell_word
 from gptcli.model.user_parts import parts_of
 from gptcli.pages.run_data import RunData
+from gptcli.plurals import agreeing, counted
 from gptcli.training.run_commands import base_of, train_again_command
 from gptcli.training.schedule import resolve_rate
 from gptcli.view.number_formats import human_count, time_taken
@@ -171,20 +172,22 @@ def _summary(run: RunData) -> str:
     """Sentences that describe the run: its size, text, steps, time and best loss."""
     model, parameters = run.config.model, run.count("parameters")
     size = f" of {human_count(parameters)} parameters" if parameters else ""
-    heads = f"{_counted(model.n_layer, 'layer')}{', each' if model.n_layer > 1 else ''}"
-    heads += f" with {_counted(model.n_head, 'attention head')}"
+    heads = f"{counted(model.n_layer, 'layer')}{', each' if model.n_layer > 1 else ''}"
+    heads += f" with {counted(model.n_head, 'attention head')}"
     words = [
         f"A {model.arch} network{size} ({heads}) "
-        f"was trained for {_counted(run.last_step, 'step')} in {time_taken(run.seconds)}."
+        f"was trained for {counted(run.last_step, 'step')} in {time_taken(run.seconds)}."
     ]
     read, often = run.config.tokens_per_step * run.last_step, epochs(run)
     if often:
-        text = f"its text of {human_count(run.count('train_tokens') or 0)} tokens"
+        text = f"its text of {counted(run.count('train_tokens') or 0, 'token')}"
         words.append(
-            f"It read {human_count(read)} tokens: "
+            f"It read {counted(read, 'token')}: "
             + (
                 f"{100 * often:.0f} % of {text}."
                 if often < 0.995
+                else f"{text}, once."
+                if f"{often:.1f}" == "1.0"
                 else f"{often:.1f} times {text}."
                 if often < 10
                 else f"{often:,.0f} times {text}."
@@ -348,7 +351,7 @@ def _stable(run: RunData) -> Answer:
         return Answer(
             question,
             "Unknown",
-            f"The run logged only {_counted(len(run.steps), 'step')}. An answer needs 20.",
+            f"The run logged only {counted(len(run.steps), 'step')}. An answer needs 20.",
         )
     norms = norms_of(run.steps)
     if norms is None:
@@ -510,7 +513,7 @@ def _against_overfitting(run: RunData, train: str) -> list[tuple[str, str]]:
         layers = max(1, model.n_layer // 2)
         ideas.append(
             (
-                f"Train a smaller network, of {_counted(layers, 'layer')}: it can learn less by "
+                f"Train a smaller network, of {counted(layers, 'layer')}: it can learn less by "
                 "heart.",
                 f"{train} model.n_layer={layers}{patience}",
             )
@@ -523,12 +526,8 @@ def _longer(run: RunData, train: str) -> tuple[str, str]:
     minutes = run.config.train.minutes
     if minutes is not None:
         return (
-            f"Train twice as long, {2 * minutes:g} minutes.",
+            f"Train twice as long, {2 * minutes:g} {agreeing(2 * minutes, 'minute')}.",
             f"{train} --minutes {2 * minutes:g}",
         )
     steps = 2 * run.max_steps
-    return (f"Train twice as long, {steps:,} steps.", f"{train} train.max_steps={steps}")
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' if number != 1 else ''}"
+    return (f"Train twice as long, {counted(steps, 'step')}.", f"{train} train.max_steps={steps}")

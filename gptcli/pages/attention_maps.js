@@ -62,8 +62,8 @@ function attentionMaps(root, labels) {
   const key = (one) => `${one.layer}.${one.head}`;
   const current = () => heads.find((one) => key(one) === chosen) ?? heads[0];
 
-  // Draws a map. If its cells have room for labels, writes the labels `named` at its left and top.
-  // Returns the width of the labels in pixels, or 0 if there are none.
+  // Draws a map. If its cells have room for labels, writes the labels in `named` at the left of
+  // the map and above it. Returns the width of the labels in pixels, or 0 if there are none.
   function draw(target, rows, cell, named = []) {
     const ratio = Math.max(1, Math.min(3, devicePixelRatio || 1));
     const size = rows.length * cell;

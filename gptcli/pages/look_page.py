@@ -7,6 +7,7 @@ import html
 from gptcli.inspection.looking import Look
 from gptcli.pages.attention_maps import head_record, labels
 from gptcli.pages.inlining import Page, asset, document, json_block
+from gptcli.plurals import counted
 from gptcli.training.loading import Trained
 from gptcli.view.token_labels import token_label
 
@@ -29,9 +30,10 @@ def look_page(trained: Trained, found: Look) -> str:
     body = f"""<main>
 <header>
 <h1>What the heads of {name} looked at</h1>
-<p>Step {trained.step:,}: {model.n_layer} layers of {model.n_head} heads. The heads with the
-clearest habits come first. They look at the previous token, the first token, the token itself, or
-at what came after an earlier copy of the token (induction).</p>
+<p>Step {trained.step:,}: {counted(model.n_layer, "layer")} of
+{counted(model.n_head, "head")}. The heads with the clearest habits come first. They look at
+the previous token, the first token, the token itself, or at what came after an earlier
+copy of the token (induction).</p>
 </header>
 <section><h2>Attention</h2>{missing}<div id="maps"></div></section>
 <section><h2>Logit lens</h2>

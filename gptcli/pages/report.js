@@ -59,7 +59,7 @@ function setUpPassage() {
     const missing = losses.length - known.length;
     words.textContent = `Step ${step.toLocaleString("en")}: ` +
       (known.length ? `mean loss ${mean.toFixed(2)}; ` : "") +
-      LEVELS.map(([, name], i) => `${counts[i]} tokens ${name}`).join(", ") +
+      LEVELS.map(([, name], i) => `${counts[i]} ${counts[i] === 1 ? "token" : "tokens"} ${name}`).join(", ") +
       (missing ? `, ${missing} without a finite loss` : "") + ".";
     slider.setAttribute("aria-valuetext", `step ${step}`);
     point(at);

@@ -13,6 +13,7 @@ from torch import Tensor
 from gptcli.errors import GptcliError
 from gptcli.inspection.head_kinds import kinds_in_maps
 from gptcli.pages.attention_maps import head_record
+from gptcli.plurals import counted
 from gptcli.tokenization import Tokenizer
 from gptcli.view.safe_text import clean
 from gptcli.view.token_labels import token_label
@@ -139,9 +140,9 @@ def maps_section(maps: dict[str, Any] | None) -> str:
     return f"""<section><h2>What its heads looked at</h2>
 <p class="prose">With attention, a network fetches what it needs from earlier tokens. At every
 token, each head shares out 100 % of its attention among this token and the tokens before it. A head
-cannot see later tokens. The maps show the first {len(maps["labels"])} tokens of the passage above.
-A diagonal line in a map means that the head looks at the token just before. A column means that the
-head always looks at the same token.</p>
+cannot see later tokens. The maps show the first {counted(len(maps["labels"]), "token")} of the
+passage above. A diagonal line in a map means that the head looks at the token just before. A column
+means that the head always looks at the same token.</p>
 {_habits(maps["moments"][maps["opensAt"]])}
 <p class="prose">{_move(maps["moments"], "how the heads changed")}</p>
 <div class="range"{_hidden(maps["moments"])}><label for="maps-step">Evaluation</label>

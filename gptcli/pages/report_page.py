@@ -17,6 +17,7 @@ from gptcli.pages.advice import Advice, advice
 from gptcli.pages.inlining import Page, asset, document, json_block
 from gptcli.pages.report_inside import maps_record, maps_section, passage_record, passage_section
 from gptcli.pages.run_data import RunData, spread, thinned
+from gptcli.plurals import counted
 from gptcli.tokenization import Tokenizer
 from gptcli.training.run_commands import train_again_command
 from gptcli.view.number_formats import time_taken
@@ -275,7 +276,7 @@ def _subtitle(run: RunData) -> str:
         "diverged": "diverged: a number was no longer finite",
     }.get(str(run.status.get("stopped")), "still training, or killed")
     words = [
-        f"{run.last_step:,} of {run.max_steps:,} steps, {stopped}",
+        f"{run.last_step:,} of {counted(run.max_steps, 'step')}, {stopped}",
         _text_name(run),
         f"{run.config.tokenizer.kind} tokens",
     ]
@@ -376,8 +377,8 @@ def _repeat(run: RunData) -> str:
             else ""
         )
         + (
-            "; the run is a fine-tune, so the best checkpoint of the run after "
-            f'<code class="inline">--from</code> must still be that of step {start:,}'
+            "; the run is a fine-tune, so the best checkpoint of the run that "
+            f'<code class="inline">--from</code> names must still be that of step {start:,}'
             if isinstance(start, int)
             else ""
         )

@@ -97,8 +97,8 @@ def choose_valid_token(
     """The next token of each stream, always one of `allowed`, bool (B, V).
 
     First chooses among all tokens. If the chosen token is not allowed, chooses again among the
-    allowed tokens. So `allowed` changes the text that a seed gives only if the first choice is a
-    forbidden token. One call of choose_token makes both choices, so the host need not read the
+    allowed tokens. So `allowed` changes a seed's text only if the first choice is a forbidden
+    token. One call of choose_token makes both choices, so the host need not read the
     first choice from the device."""
     logits = torch.cat((logits, logits.masked_fill(~allowed, float("-inf"))))
     uniform = torch.cat((uniform, second_number(uniform)))

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from gptcli.plurals import agreeing, counted
 from gptcli.serving.answers import END, Answer, Logprobs, choice, error_event, usage
 from gptcli.serving.batching import Generator, Piece, Problem, QueueFullError, Text, TooLargeError
 from gptcli.serving.completion_request import CompletionRequest
@@ -119,9 +120,9 @@ class Completion:
         if prompt + new > most:
             raise Refusal(
                 400,
-                f"This server's maximum length is {most} tokens. However, you requested "
-                f"{prompt + new} tokens ({prompt} in the prompt; {new} for the completion). Please "
-                "reduce your prompt or max_tokens.",
+                f"This server's maximum length is {most} {agreeing(most, 'token')}. However, "
+                f"you requested {prompt + new} tokens ({prompt} in the prompt; {new} for the "
+                "completion). Please reduce your prompt or max_tokens.",
                 param="max_tokens" if prompt < most else "prompt",
                 code="context_length_exceeded",
             )
@@ -137,10 +138,12 @@ class Completion:
         except QueueFullError as error:
             raise overloaded(str(error)) from None
         except TooLargeError:
+            length = self._request.max_tokens
             raise Refusal(
                 400,
-                f"{len(self._texts)} texts of {self._request.max_tokens} tokens are too much for "
-                "one request. Please reduce n, best_of, max_tokens, logprobs or the prompts.",
+                f"{counted(len(self._texts), 'text')} of {length} {agreeing(length, 'token')} "
+                f"{agreeing(len(self._texts), 'is', 'are')} too much for one request. "
+                "Please reduce n, best_of, max_tokens, logprobs or the prompts.",
                 param="max_tokens",
                 code="request_too_large",
             ) from None

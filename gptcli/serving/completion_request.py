@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from pydantic_core import ErrorDetails
 
 from gptcli.errors import nearest
+from gptcli.plurals import counted
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.serving.refusal import Refusal
 
@@ -162,10 +163,11 @@ def _refuse_what_cannot_be(request: CompletionRequest) -> None:
     count = len(request.prompts)
     if count == 0:
         raise Refusal(400, "Invalid value for `prompt`: the list is empty.", param="prompt")
-    if count * (request.best_of or request.n) > MOST_TEXTS:
+    each = request.best_of or request.n
+    if count * each > MOST_TEXTS:
         raise Refusal(
             400,
-            f"{count} prompts with {request.best_of or request.n} texts each are more than the "
+            f"{count} prompts with {counted(each, 'text')} each are more than the "
             f"{MOST_TEXTS} texts that one request can ask for.",
             param="n",
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gptcli.plurals import counted
 from gptcli.tokenization.bpe import RankedTokenizer
 from gptcli.tokenization.byte_level import from_characters
 from gptcli.tokenization.tokenizer import END_NAMES
@@ -129,7 +130,8 @@ def _refuse_other_merges(tokenizer: RankedTokenizer, merges: Any) -> None:
     if not isinstance(merges, list) or len(merges) != len(derived):
         count = len(merges) if isinstance(merges, list) else 0
         raise OtherTokenizerError(
-            f"it has {count:,} merges for {len(derived):,} tokens of several bytes"
+            f"it has {counted(count, 'merge')} for {counted(len(derived), 'token')} of several "
+            "bytes"
         )
     for number, (merge, ours) in enumerate(zip(merges, derived, strict=True)):
         pair = merge.split(" ") if isinstance(merge, str) else merge

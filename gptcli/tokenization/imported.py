@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from gptcli.plurals import counted
 from gptcli.tokenization.byte_level import from_characters
 from gptcli.tokenization.hugging_face import OTHER_RULES
 from gptcli.tokenization.safe_cuts import safe_cuts
@@ -291,5 +292,5 @@ def read_imported(stored: Mapping[str, Any]) -> ImportedTokenizer:
     except Exception as error:  # the library raises exceptions of the class Exception
         raise ValueError(f"Hugging Face's `tokenizers` cannot read it: {error}") from None
     if size != found.vocab_size:
-        raise ValueError(f"it has {size:,} tokens, but ids up to {found.vocab_size - 1:,}")
+        raise ValueError(f"it has {counted(size, 'token')}, but ids up to {found.vocab_size - 1:,}")
     return found

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import GptcliError
+from gptcli.plurals import agreeing
 from gptcli.tokenization.safe_cuts import last_safe_cut
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class Tokenizer(ABC):
         """
         if not 0 <= id < self.vocab_size:
             raise GptcliError(
-                f"token id {id} is outside the vocabulary of {self.vocab_size} tokens",
+                f"token id {id} is outside the vocabulary of {self.vocab_size} "
+                f"{agreeing(self.vocab_size, 'token')}",
                 f"ids of this {self.kind} tokenizer go from 0 to {self.vocab_size - 1}",
             )
         return self.pieces[id]

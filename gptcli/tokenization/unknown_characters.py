@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Literal, NamedTuple
 
 from gptcli.errors import GptcliError
+from gptcli.plurals import counted, times
 from gptcli.tokenization.tokenizer import Tokenizer
 
 Rule = Literal["error", "drop", "replace"]
@@ -39,11 +40,11 @@ class UnknownSummary(NamedTuple):
 
         For example: `1,234 characters ...: 'é' (U+00E9) 1,200 times, ...`."""
         named = ", ".join(
-            f"{char!r} (U+{ord(char):04X}) {_times(times)}" for char, times in self.most
+            f"{char!r} (U+{ord(char):04X}) {times(f'{count:,}')}" for char, count in self.most
         )
         more = self.different - len(self.most)
         return (
-            f"{self.total:,} character{'s' if self.total != 1 else ''} that this char tokenizer "
+            f"{counted(self.total, 'character')} that this char tokenizer "
             f"does not know: {named}" + (f" and {more:,} more" if more else "")
         )
 
@@ -127,7 +128,3 @@ def readable(tokenizer: Tokenizer, rule: Rule, text: str) -> tuple[str, str | No
 def done(rule: Rule) -> str:
     """What was done with the unknown characters, as the verb of a note: left out or replaced."""
     return "left out" if rule == "drop" else "replaced"
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count:,} times"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import GptcliError
+from gptcli.plurals import agreeing
 from gptcli.tokenization.tokenizer import END_OF_TEXT, Tokenizer, id_dtype, utf8
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ def train_user_bpe(
     merges = _merges_of(user_object)
     if len(merges) > vocab_size - 257:
         raise _unusable(
-            f"its train made {len(merges)} merges, but at most {vocab_size - 257} are allowed"
+            f"its train made {len(merges)} {agreeing(len(merges), 'merge')}, but at most "
+            f"{vocab_size - 257} {agreeing(vocab_size - 257, 'is', 'are')} allowed"
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "merges")

@@ -20,6 +20,7 @@ from gptcli.devices import choose_device, choose_dtype
 from gptcli.errors import GptcliError, is_out_of_memory
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.model.user_parts import UserParts
+from gptcli.plurals import agreeing
 from gptcli.training.estimate import training_bytes
 from gptcli.training.out_of_memory import USABLE_SHARE, memory_for_training
 from gptcli.training.passes import EngineName
@@ -65,7 +66,7 @@ def with_fitting_batch_size(
     found = with_rows(rows)
     return found, [
         f"train.batch_size: auto is {rows}, with train.grad_accum {found.train.grad_accum}: a step "
-        f"has {train.sequences} sequences"
+        f"has {train.sequences} {agreeing(train.sequences, 'sequence')}"
     ]
 
 

@@ -54,7 +54,7 @@ class WholeFiles:
         return sum(bytes_of(part) for part in self._parts)
 
     def copied(self) -> WholeFiles:
-        """These files with copies of the tensors, which are on the CPU."""
+        """These files with copies of the tensors. The copies are on the CPU."""
         return type(self)(*(copies_of(part) for part in self._parts))
 
     def temporary(self, goal: Path) -> Path:
@@ -101,7 +101,8 @@ def joined(shards: list[dict[str, Any]]) -> dict[str, Any]:
         begin = first.pop(name)
         has_rows = len(begin.shape) > 0
         if any((name in shard) != has_rows for shard in others):
-            raise ValueError(f"`{name[:80]}` is not in the shards that should hold it")
+            where = "is not in all shards" if has_rows else "is a number, but in several shards"
+            raise ValueError(f"`{name[:80]}` {where}")
         rows = [begin, *(shard.pop(name) for shard in others if has_rows)]
         try:
             whole[name] = _memory(rows) if isinstance(begin, memoryview) else _tensor(rows)

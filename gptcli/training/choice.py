@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.config import TrainConfig
+from gptcli.plurals import counted
 
 _LARGER = (
     (6, 96), (8, 96), (6, 128), (8, 128), (8, 160), (8, 192), (8, 256), (8, 320),
@@ -223,4 +224,4 @@ def _tokenizer_for(text: Text, tokens: float, characters: float, seconds: float)
         return "byte", f"{text.different:,} different characters are too many"
     if too_long and alphabet:
         return "char", "finding subwords in this long text would take too much of the time"
-    return "char", f"{text.different:,} different characters"
+    return "char", counted(text.different, "different character")

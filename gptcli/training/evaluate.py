@@ -94,7 +94,7 @@ def tokens_at_once(model: GPT, step_tokens: int | None) -> int:
     at_once = _TOKENS_AT_ONCE_ON_A_GPU if on_a_gpu else _TOKENS_AT_ONCE
     if model.vocab_size > 8192:
         at_once //= 4
-    if step_tokens is not None:  # per token, a training step takes three times as long
+    if step_tokens is not None:  # a token costs three times as much in training as in evaluation
         parameters = sum(p.numel() for p in model.parameters())
         at_once = min(at_once, max(3 * step_tokens, int(_SECOND_ON_A_SLOW_CPU / parameters)))
     return at_once

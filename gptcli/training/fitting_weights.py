@@ -11,6 +11,7 @@ from gptcli.errors import GptcliError
 from gptcli.memory import total_memory
 from gptcli.model.parameters import is_in_block
 from gptcli.model.weights import Shapes, parameter_shapes
+from gptcli.plurals import counted
 
 
 def refuse_unfitting(
@@ -56,7 +57,7 @@ def _refuse_other_depth(config: ModelConfig, given: Shapes) -> None:
     layers = {name.split(".")[1] for name in given if is_in_block(name)}
     if len(layers) != config.n_layer:
         raise GptcliError(
-            f"the checkpoint has {len(layers):,} layers, but config.yaml says n_layer "
+            f"the checkpoint has {counted(len(layers), 'layer')}, but config.yaml says n_layer "
             f"{config.n_layer:,}",
             "was config.yaml edited?",
             exit_code=1,

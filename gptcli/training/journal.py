@@ -14,6 +14,7 @@ from typing import Any
 from gptcli.errors import GptcliError
 from gptcli.files import durable
 from gptcli.files.bounded import LinkOutError, read_lines
+from gptcli.plurals import counted
 
 _SAMPLE_HEADING = "=== step {step} ===\n"
 
@@ -158,11 +159,7 @@ class _LinesToKeep:
         Call this method after the last line."""
         found, steps = [], self._steps
         if self._unreadable:
-            lines = (
-                "1 unreadable line"
-                if self._unreadable == 1
-                else f"{self._unreadable:,} unreadable lines"
-            )
+            lines = counted(self._unreadable, "unreadable line")
             found.append(f"{path} was damaged: {lines} removed")
         apart = max((b - a for a, b in pairwise(steps)), default=None)
         if not steps and self._resumed_from > 0:

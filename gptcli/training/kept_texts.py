@@ -14,8 +14,8 @@ from gptcli.training.text_of_run import texts_exist
 def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
     """The config with a file in place of standard input, and the path of the text.
 
-    The file is in the run folder. The caller copies the text from the path to this file, so that a
-    resumed run, `eval` and `inspect-batch` can read it again. The path is None if the config does
+    The file is in the run folder. The caller copies the text into this file, so that a resumed
+    run, `eval` and `inspect-batch` can read the text again. The path is None if the config does
     not read standard input."""
     data = config.data
     if STDIN not in (*data.sources, *data.val_sources):

@@ -74,10 +74,11 @@ def train(
     The loop calls `should_stop` after every step, between the batches of an evaluation and during a
     sample. If `should_stop` returns True, the run saves a checkpoint and finishes as "interrupted".
     The loop calls `wishes` after every step and fulfils the wishes before the next step. This
-    changes no weights. If a loss or gradient is not finite (in float16 also with smaller loss
-    scales), the run finishes as "diverged" before the next update. Raises GptcliError if the last
-    checkpoint, or the first of a fine-tune, cannot be written. After the generator
-    has ended, been closed or raised an error, no thread begins to change the run's checkpoints."""
+    changes no weights. If a loss or gradient is not finite, the run finishes as "diverged" before
+    the next update. In float16, if only the gradient is not finite, the run first tries smaller
+    loss scales. Raises GptcliError if the last checkpoint, or the first of a fine-tune, cannot be
+    written. After the generator has ended, been closed or raised an error, no thread begins to
+    change the run's checkpoints."""
     loop = _Loop(setup, should_stop, wishes)
     try:
         yield from loop.events()

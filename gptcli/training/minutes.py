@@ -22,6 +22,7 @@ from gptcli.devices import choose_device, choose_dtype, choose_threads
 from gptcli.errors import GptcliError, is_out_of_memory
 from gptcli.fitting_values import fitting_values
 from gptcli.model.user_parts import UserParts
+from gptcli.plurals import agreeing, times
 from gptcli.tokenization import Tokenizer
 from gptcli.training.batch_size import with_fitting_batch_size
 from gptcli.training.choice import (
@@ -165,8 +166,8 @@ def fit_to_minutes(
     if steps < _MIN_STEPS and is_strict:
         passed = seconds - remaining
         raise GptcliError(
-            f"{minutes:g} minutes are too short: preparation took {passed:.0f} s, and a step takes "
-            f"{step_seconds:.2g} s on this machine",
+            f"{minutes:g} {agreeing(minutes, 'minute is', 'minutes are')} too short: preparation "
+            f"took {passed:.0f} s, and a step takes {step_seconds:.2g} s on this machine",
             f"--minutes {math.ceil(passed / 20 + _MIN_STEPS * step_seconds / 10) / 2:g}",
         )
     steps = max(1, steps)
@@ -181,11 +182,12 @@ def fit_to_minutes(
     candidate = with_values(candidate, {key: values[key] for key in values if key in choose})
     compiled = resolve(candidate, corpus, has_user_parts=has_user_parts).run.compile
     uncompiled = " without torch.compile" if compiled else ""  # as `_measure` measures it
-    why = f"{1e3 * step_seconds:.3g} ms a step{uncompiled}; the text is read {epochs:,.3g} times"
+    often = times(f"{epochs:,.3g}")
+    why = f"{1e3 * step_seconds:.3g} ms a step{uncompiled}; the text is read {often}"
     if epochs > _OVERFIT_EPOCHS and config.train.patience is None:
         why += ", so the model will overfit: more text helps more than more time"
     if steps == most:
-        why += ", as often as train.max_epochs allows"
+        why += "; train.max_epochs allows no more epochs"
     why = "; ".join([why, *notes])
     return candidate, limit, why
 

@@ -92,7 +92,7 @@ def follow_base_run(config: Config, run: Path) -> tuple[Config, Tokenizer]:
             f"--from takes the tokenizer of {run}, whose kind is {tokenizer.kind}; "
             f"tokenizer.kind={section.kind} would have no effect",
             "leave tokenizer.kind out"
-            if named is not None  # without --from, this tokenizer would refuse the kind, too
+            if named is not None  # without --from, `follow_tokenizer` would refuse this kind
             else "leave tokenizer.kind out; or leave out --from, and train a new model with "
             f"{section.kind}",
         )

@@ -232,7 +232,7 @@ class AdamW:
 def _shared_steps(states: list[dict[str, Tensor]]) -> list[Tensor]:
     """Give states with equal step counts one new tensor for the count, and return these tensors.
 
-    Adding 1 to one tensor is faster. The old tensors may also belong to states not in `states`."""
+    Adding 1 to one tensor is faster. The tensor is new: other states may share the old tensors."""
     shared = {float(state["step"]): state["step"].clone() for state in states}
     for state in states:
         state["step"] = shared[float(state["step"])]
@@ -362,8 +362,8 @@ class Optimizers:
     def step(self, rate: float, average: float = 0.0) -> None:
         """Update all parameters. `rate` is the run's learning rate at this step.
 
-        Then moves the average of each parameter towards the parameter. `average` says by which
-        share of the distance between them."""
+        Then moves the average of each parameter towards the parameter, by `average` (0 to 1) of
+        the distance between them."""
         for group, update in self.updates:
             update.step(rate * group.rate_share)
         self.averages.move(average)

@@ -64,7 +64,7 @@ def config_for_resume(
         changes.pop("tokenizer.kind", None)
         changes.pop("tokenizer.vocab_size", None)
     if stored.tokenizer.kind != "bpe" or wanted.tokenizer.vocab_size >= stored.tokenizer.vocab_size:
-        changes.pop("tokenizer.vocab_size", None)  # a short text gives fewer tokens
+        changes.pop("tokenizer.vocab_size", None)  # a short text gives a smaller vocabulary
     if wanted.train.batch_size == "auto" and wanted.train.sequences == stored.train.sequences:
         changes.pop("train.batch_size", None)  # the run keeps the numbers that `auto` chose
         changes.pop("train.grad_accum", None)
@@ -91,7 +91,7 @@ def config_for_resume(
         elif key == "tokenizer.from":
             pass  # prepare_resume compares the tokenizers
         elif key in ROUNDING_ONLY:
-            if new != "auto":  # prepare_resume makes a note about the new value
+            if new != "auto":  # for auto, prepare_resume makes the note
                 notes.append(
                     f"{key} is now {in_words(new)}: numbers will round differently from now on"
                 )

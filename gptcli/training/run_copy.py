@@ -119,7 +119,7 @@ class RunCopy:
         ]
 
     def _is_met(self, goal: int) -> bool:
-        """Wait at most 0.1 s for an upload to end that began after `goal` calls of `saved`.
+        """Wait at most 0.1 s for the end of an upload that began after `goal` calls of `saved`.
 
         Returns whether such an upload has ended, perhaps with an error. If so, ends the thread.
         An upload that began before the last of these calls does not count, because it can lack the

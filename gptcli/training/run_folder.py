@@ -50,7 +50,7 @@ def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
     """The run folder that `name` means: a path, a name under `runs`, or None for the newest run.
 
     First restores the run if its replacement was interrupted (`repair_replacement`). If there is no
-    such run, raises GptcliError, if possible with the nearest name."""
+    such run, raises GptcliError. Its hint names the run with the nearest name, if one is near."""
     known = list_runs(runs)
     if name is None:
         if not known:
@@ -310,7 +310,7 @@ def repair_replacement(run: Path) -> None:
 
 
 def delete_replaced(run: Path) -> None:
-    """Delete RUN/.replaced, once the new run has a checkpoint."""
+    """Delete RUN/.replaced. Call this only after the new run has saved a checkpoint."""
     durable.remove_tree(run / _REPLACED)
 
 

@@ -6,6 +6,7 @@ from gptcli.config import Config
 from gptcli.corpus import Corpus
 from gptcli.corpus.mixture import MixedTokens
 from gptcli.model.weights import parameter_shapes
+from gptcli.plurals import agreeing, counted, times
 
 _FEW_WINDOWS = 3
 _MOST_TEXTS = 12
@@ -22,27 +23,30 @@ def setting_notes(config: Config, corpus: Corpus) -> list[str]:
     notes = []
     if warmup >= train.max_steps:
         notes.append(
-            f"the warm-up ({warmup:,} steps) is as long as the run ({train.max_steps:,} steps) or "
-            "longer, so the learning rate never reaches its full value: lower train.warmup_steps"
+            f"the warm-up ({counted(warmup, 'step')}) is as long as the run "
+            f"({counted(train.max_steps, 'step')}) or longer, so the learning rate never "
+            "reaches its full value: lower train.warmup_steps"
         )
     elif train.max_steps / (warmup + train.decay_fraction * train.max_steps + 1e-9) < 0.8:
         notes.append(
-            f"the warm-up ({warmup:,} steps) reaches into the decay (the last "
-            f"{train.decay_fraction:.0%} of {train.max_steps:,} steps), so the learning rate never "
-            "reaches its full value: lower train.warmup_steps or train.decay_fraction"
+            f"the warm-up ({counted(warmup, 'step')}) reaches into the decay (the last "
+            f"{train.decay_fraction:.0%} of {counted(train.max_steps, 'step')}), so the learning "
+            "rate never reaches its full value: lower train.warmup_steps or train.decay_fraction"
         )
     windows = max(0, val_tokens - 1) / block_size
     if val_tokens and windows <= _FEW_WINDOWS:
+        shown = f"{windows:.2g}"
         notes.append(
-            f"the validation part has only {val_tokens:,} tokens ({windows:.2g} windows of "
-            f"block_size {block_size}), so its loss is a rough estimate: raise data.val_fraction, "
-            "or use a longer text"
+            f"the validation part has only {counted(val_tokens, 'token')} ({shown} "
+            f"{agreeing(float(shown), 'window')} of block_size {block_size}), so its loss is a "
+            "rough estimate: raise data.val_fraction, or use a longer text"
         )
     step = config.tokens_per_step
     if step > train_tokens:
         notes.append(
-            f"a step reads {step:,} tokens, and the text has {train_tokens:,} for training, so "
-            f"each step reads the text {step / train_tokens:.2g} times: lower train.batch_size"
+            f"a step reads {counted(step, 'token')}, and the text has {train_tokens:,} for "
+            f"training, so each step reads the text {times(f'{step / train_tokens:.2g}')}: lower "
+            "train.batch_size"
         )
     return notes + rank_notes(config) + _mixture_notes(config, corpus)
 
@@ -74,11 +78,10 @@ def _mixture_notes(config: Config, corpus: Corpus) -> list[str]:
     if not isinstance(corpus.train, MixedTokens):
         return []
     tokens = config.tokens_per_step * config.train.max_steps
-    parts = [
-        f"{text.name} {100 * text.share:.3g} % (read {tokens * text.share / len(text.tokens):.2g} "
-        "times)"
-        for text in corpus.train.texts
-    ]
+    parts = []
+    for text in corpus.train.texts:
+        often = times(f"{tokens * text.share / len(text.tokens):.2g}")
+        parts.append(f"{text.name} {100 * text.share:.3g} % (read {often})")
     listed = ", ".join(parts[:_MOST_TEXTS])
     if len(parts) > _MOST_TEXTS:
         listed += f" and {len(parts) - _MOST_TEXTS} more"

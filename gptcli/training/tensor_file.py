@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from gptcli.files.bounded import read_bounded
 from gptcli.files.leftovers import LARGEST_POINTER, POINTER_HINT, is_lfs_pointer
 from gptcli.memory import total_memory
+from gptcli.plurals import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +109,7 @@ def _verified(path: Path, size: int, sha256: str, inside: Path) -> bytes:
     if found <= LARGEST_POINTER and is_lfs_pointer(read_bounded(path, LARGEST_POINTER, inside)):
         raise ValueError(f"it is a git-lfs pointer, not the file itself; {POINTER_HINT}")
     if found != size:
-        raise ValueError(f"it has {found:,} bytes, but meta.json says {size:,}")
+        raise ValueError(f"it has {counted(found, 'byte')}, but meta.json says {size:,}")
     data = read_bounded(path, size, inside)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError("its SHA-256 differs from the SHA-256 in meta.json")
@@ -126,7 +127,8 @@ def refuse_larger_than_memory(size: int) -> None:
 def tensor_pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     """The bytes that safetensors.torch.save would write, in pieces: the header, then each tensor.
 
-    Does not copy float32 tensors on the CPU. If a tensor has another dtype, there is one piece."""
+    Does not copy float32 tensors on the CPU. If any tensor has another dtype, all
+    bytes are one piece."""
     import torch
 
     if sys.byteorder != "little" or any(t.dtype != torch.float32 for t in tensors.values()):
@@ -165,7 +167,8 @@ def check_header(data: bytes) -> None:
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
         raise ValueError(
-            f"it is not a safetensors file: a header of {length:,} bytes in a file of {len(data):,}"
+            f"it is not a safetensors file: a header of {counted(length, 'byte')} in a file of "
+            f"{len(data):,}"
         )
     if length > _MAX_HEADER_BYTES:
         raise ValueError(f"its header has {length:,} bytes; the limit is {_MAX_HEADER_BYTES:,}")
@@ -182,7 +185,9 @@ def check_header(data: bytes) -> None:
             raise ValueError(f"its header gives `{name[:80]}` an impossible shape or position")
         ends += entry["data_offsets"][1] - entry["data_offsets"][0]
     if ends != len(data) - 8 - length:
-        raise ValueError(f"its header describes {ends:,} bytes of {len(data) - 8 - length:,}")
+        raise ValueError(
+            f"its header describes {counted(ends, 'byte')} of {len(data) - 8 - length:,}"
+        )
 
 
 def _fits(entry: Any, room: int) -> bool:

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from gptcli.plurals import counted
 from gptcli.view.chart import Line, chart
 from gptcli.view.glyphs import ASCII, UNICODE
 from gptcli.view.number_formats import duration, human_count
@@ -91,7 +92,8 @@ def _table(
         )
         lines.append(Text(cells.rstrip(), style="dim" if number == 0 else ""))
     if len(widest) < len(heads):
-        lines.append(Text(f"({len(heads) - len(widest)} more columns: --html)", style="dim"))
+        more = counted(len(heads) - len(widest), "more column")
+        lines.append(Text(f"({more}: --html)", style="dim"))
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gptcli.plurals import counted
 from gptcli.view.number_formats import duration
 
 
@@ -17,8 +18,8 @@ def dry_run_lines(plan: dict[str, Any]) -> list[str]:
             if plan["adapter_parameters"] is not None
             else []
         ),
-        f"text        {plan['train_tokens']:,} training tokens, {plan['val_tokens']:,} validation "
-        f"tokens; vocabulary {plan['vocab_size']:,}",
+        f"text        {counted(plan['train_tokens'], 'training token')}, "
+        f"{counted(plan['val_tokens'], 'validation token')}; vocabulary {plan['vocab_size']:,}",
         f"tokens      {plan['total_tokens']:,} in all, {plan['tokens_per_step']:,} in each step "
         f"({plan['epochs']:.1f} epochs)",
         f"memory      about {plan['memory_bytes'] / 2**20:,.0f} MiB, not counting the libraries",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
+from gptcli.plurals import counted
 from gptcli.view.token_labels import padded, short_label, token_label
 
 _CELL = 13  # width of one guess by the logit lens: a token, a blank and a percentage
@@ -43,7 +44,9 @@ def heads_table(
         lines.append(line)
     if len(rows) > height:
         ellipsis = "…" if unicode else "..."
-        lines.append(Text(f"{ellipsis} and {len(rows) - height} more heads", style="dim"))
+        lines.append(
+            Text(f"{ellipsis} and {counted(len(rows) - height, 'more head')}", style="dim")
+        )
     return lines
 
 

@@ -10,6 +10,7 @@ import math
 from rich.console import Console
 from rich.text import Text
 
+from gptcli.plurals import counted
 from gptcli.view.chart import chart, loss_lines
 from gptcli.view.glyphs import ASCII, BEST, LABEL, LOSS, UNICODE, VAL, Glyphs
 from gptcli.view.live_state import LiveState, help_lines, key_line
@@ -159,7 +160,7 @@ def model_line(status: RunStatus, width: int, encoding: str, glyphs: Glyphs) -> 
     if started.adapter_parameters is not None:
         model += f", {human_count(started.adapter_parameters, short=True)} trained"
     if started.vocab_size:
-        tokenizer += f", {human_count(started.vocab_size)} tokens"
+        tokenizer += f", {counted(started.vocab_size, 'token')}"
     parts = [model, tokenizer, f"{started.device}, {started.dtype}"]
     if started.compiled:
         parts.append("compiled")

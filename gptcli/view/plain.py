@@ -19,6 +19,7 @@ from gptcli.events import (
     SampleDrawn,
     StepDone,
 )
+from gptcli.plurals import counted
 from gptcli.view.memorising import MemorisingNote
 from gptcli.view.number_formats import (
     duration,
@@ -213,10 +214,9 @@ def _opening_lines(event: RunStarted) -> list[str]:
         f"{event.arch}, {human_count(event.parameters)} parameters"
         f" ({human_count(event.parameters_without_embeddings)} without embeddings)",
         *_adapter_line(event),
-        f"{event.tokenizer}, {human_count(event.vocab_size)} tokens;"
-        f" {human_count(event.train_tokens)} tokens of text{validation}",
-        f"{human_count(event.max_steps)} steps of {human_count(event.tokens_per_step)}"
-        f" tokens{resumed}",
+        f"{event.tokenizer}, {counted(event.vocab_size, 'token')};"
+        f" {counted(event.train_tokens, 'token')} of text{validation}",
+        f"{counted(event.max_steps, 'step')} of {counted(event.tokens_per_step, 'token')}{resumed}",
         f"{event.device}, {event.dtype}" + (", compiled" if event.compiled else ""),
     ]
     return [crop(line, WIDTH, ellipsis="...") for line in lines]

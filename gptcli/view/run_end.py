@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gptcli.events import Finished
+from gptcli.plurals import counted
 from gptcli.view.glyphs import VAL
 from gptcli.view.memorising import best_step_line
 from gptcli.view.number_formats import (
@@ -56,7 +57,7 @@ def run_end_lines(
     of = f" of {human_count(max_steps)}" if max_steps is not None else ""
     where = f" at step {human_count(finished.step)}{of}"
     speed = rate(finished.tokens, finished.seconds)
-    time = f"{human_count(finished.tokens)} tokens in {time_taken(finished.seconds)}"
+    time = f"{counted(finished.tokens, 'token')} in {time_taken(finished.seconds)}"
     lines = [
         Text.assemble((ending, style), where),
         Text(time + (f", {rate_text(speed)}" if speed is not None else "")),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gptcli.events import CheckpointSaved, Evaluated, Event, ExtraEvaluation, Notice, Replanned
+from gptcli.plurals import counted
 from gptcli.view.glyphs import BEST, SECOND, VAL
 from gptcli.view.number_formats import human_count, loss_text, losses_text
 
@@ -44,8 +45,8 @@ class RunNotes:
         elif isinstance(event, CheckpointSaved):
             self._notes["saved"] = Note(f"checkpoint saved at step {human_count(event.step)}")
         elif isinstance(event, Replanned) and event.why:
-            steps = human_count(event.max_steps)
-            self._notes["plan"] = Note(f"planned again: {steps} steps; {event.why}")
+            steps = counted(event.max_steps, "step")
+            self._notes["plan"] = Note(f"planned again: {steps}; {event.why}")
         elif isinstance(event, Notice) and event.short:
             self._notes["spike"] = Note(event.short, SECOND)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.text import Text
 
+from gptcli.plurals import agreeing, counted
 from gptcli.view.glyphs import LABEL
 from gptcli.view.runs_table import SORT_KEYS, Order, RunRow, runs_table
 
@@ -51,7 +52,9 @@ def watch_lines(
     rows = watched.rows
     shown = rows[:room] if watched.order else rows[max(0, len(rows) - room) :]
     if len(shown) < len(rows) and footer:
-        footer[1].append(f"  {len(rows) - len(shown)} runs do not fit", LABEL)
+        hidden = len(rows) - len(shown)
+        does = agreeing(hidden, "does", "do")
+        footer[1].append(f"  {counted(hidden, 'run')} {does} not fit", LABEL)
     table = runs_table(shown, width, console.encoding, watched.order)
     lines = (
         [*_as_lines(table, width, console), *footer]
@@ -67,7 +70,7 @@ def watch_lines(
 def _footer(watched: Watched, width: int, has_keys: bool) -> list[Text]:
     running = sum(row.status == "running" for row in watched.rows)
     total = len(watched.rows)
-    words = f"{total} run{'s' if total != 1 else ''}, {running} running, at {watched.clock}"
+    words = f"{counted(total, 'run')}, {running} running, at {watched.clock}"
     keys = "left/right  sort   r  reverse   q  quit" if has_keys else "Ctrl-C  quit"
     line = Text(words, style=LABEL)
     if len(words) + 3 + len(keys) <= width:

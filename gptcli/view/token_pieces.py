@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
+from gptcli.plurals import counted
 from gptcli.view.glyphs import LABEL
 from gptcli.view.number_formats import UNKNOWN, human_count
 from gptcli.view.safe_text import clean, crop, ellipsis_for
@@ -126,4 +127,4 @@ def vocabulary_line(kind: str, pieces: Sequence[bytes], special_ids: Collection[
         words.append(f"{human_count(len(longer))} longer ({mean:.1f} bytes on average)")
     if special_ids:
         words.append(f"{human_count(len(special_ids))} special")
-    return f"{kind}, {human_count(len(pieces))} tokens: {', '.join(words)}"
+    return f"{kind}, {counted(len(pieces), 'token')}: {', '.join(words)}"

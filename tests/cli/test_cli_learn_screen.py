@@ -113,6 +113,13 @@ def test_a_wrong_step_says_where_what_and_one_hint() -> None:
     assert "note: dropout: never acts" in screen
 
 
+def test_a_count_of_one_has_its_noun_in_the_singular() -> None:
+    assert f"the course: 1 of {len(EXERCISES)} passes" in shown(render(STATES["list"], 79, 23))
+    left = [shown(render(replace(STATES["passes"], offset=n), 79, 23)) for n in range(400)]
+    assert any("... 1 more line (" in screen for screen in left)
+    assert not any(" 1 more lines" in screen for screen in left)
+
+
 def test_a_step_to_write_is_no_mistake() -> None:
     screen = shown(render(STATES["to write"], 79, 23))
     assert "wrong" not in screen

@@ -75,7 +75,7 @@ def test_the_note(ends: str, words: str, tmp_path: Path) -> None:
     (texts / "d.txt.bz2").write_bytes(bz2.compress(b"To be\r\n" * 9))
     if words:
         (note,) = line_ends_note(find_source(str(texts)))
-        assert note.startswith("1 of 2 files have ")
+        assert note.startswith("1 of 2 files has ")
 
 
 def test_resume_eval_and_inspect_batch_say_so(cli: Any, tmp_path: Path) -> None:

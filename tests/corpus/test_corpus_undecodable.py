@@ -47,6 +47,14 @@ def test_the_encoding_is_recognised_and_can_be_named(encoding: str, tmp_path: Pa
     assert text_of(path, encoding=encoding) == SPEECH[encoding]
 
 
+def test_one_file_more_than_are_named(tmp_path: Path) -> None:
+    for number in range(101):
+        (tmp_path / f"{number:03}.txt").write_bytes(SPEECH["cp1252"].encode("cp1252"))
+    error = refusal(tmp_path)
+    assert isinstance(error, UndecodableFilesError)
+    assert error.problems[-1][0] == "and 1 more file that cannot be decoded"
+
+
 def test_all_files_that_are_not_utf8_are_named_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()

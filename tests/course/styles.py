@@ -783,8 +783,8 @@ CHANGES = (
     ),
 )
 
-# Pairs of Changes that are made together in one file. The report names the first one, which has the
-# earlier step.
+# Pairs of Changes that are made together in one file. The report names the first Change of the
+# pair, which has the earlier step.
 PAIRS = (
     ("sqrt_c", "dim_minus_2"),
     ("no_scale", "no_mask"),

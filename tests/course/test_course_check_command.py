@@ -119,7 +119,7 @@ def test_builtin_attention_over_its_tolerance_exits_1(monkeypatch: pytest.Monkey
     monkeypatch.setattr(checking, "check_builtin", lambda: bad)
     result = run()
     assert result.exit_code == 1
-    assert "wrong: 1 of 1 results differ from the reference" in " ".join(result.stdout.split())
+    assert "wrong: 1 of 1 results differs from the reference" in " ".join(result.stdout.split())
     json_result = run("--json")
     assert json_result.exit_code == 1
     assert json.loads(json_result.stdout)["ok"] is False

@@ -70,8 +70,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
         room.checker.stop()
 
 
-# What a graded file tries to change outside its folder. The file ignores the errors that this
-# causes, so it passes the check. But nothing outside its folder changes.
+# What a graded file tries to change outside its folder. The file ignores the errors that these
+# attempts cause, so it passes the check. But nothing outside its folder changes.
 CHANGES = {
     "write": "open(P + '/new.txt', 'w').write('x')",
     "append": "open(P + '/exam.txt', 'a').write('x')",

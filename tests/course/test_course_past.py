@@ -65,7 +65,8 @@ def test_every_mistake_has_a_question() -> None:
 
 def test_questions_and_texts_fit_a_file_without_a_cache_class() -> None:
     """Such a file has no `append`."""
-    slugs = {mistake.slug for mistake in BANK} - {"returns-more"}  # which only the class can have
+    # Only a file with a cache class can have the mistake `returns-more`.
+    slugs = {mistake.slug for mistake in BANK} - {"returns-more"}
     texts = [QUESTIONS["cache"][slug] for slug in slugs]
     texts += [t for m in BANK if m.slug in slugs for t in (m.message, m.why, m.hint)]
     assert [text for text in texts if "append" in text] == []

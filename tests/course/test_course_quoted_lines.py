@@ -307,7 +307,7 @@ def test_the_bases_are_right(judge: Judge) -> None:
 def test_the_line_of_a_transpose_before_contiguous_is_quoted(
     earlier: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if the transpose is the first operation of the trace, which has the index 0."""
+    """The line is also quoted if the transpose is the first operation of the trace (index 0)."""
     x = torch.zeros(2, 3)
     names = ["linear"] * earlier + ["transpose", "contiguous", "view"]
     operations = [Operation(i, name, i, [x], [x]) for i, name in enumerate(names)]

@@ -272,6 +272,9 @@ def test_many_prints_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.count("line") == 20 + 1
     assert printed.endswith("line 19\n... and 1,214 more lines printed by this file\n")
     with few_prints():
+        print("line\n" * 21, end="")
+    assert capsys.readouterr().err.endswith("... and 1 more line printed by this file\n")
+    with few_prints():
         print("once")
     assert capsys.readouterr().err == "once\n"
 

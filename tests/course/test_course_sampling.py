@@ -98,7 +98,7 @@ def test_what_is_only_unwise_is_a_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("def f():\n    pass\n", "there is no def `temperature`; the file has `f`"),
+        ("def f():\n    pass\n", "there is no function `temperature`; the file has `f`"),
         ("import torhc\n", "sampling.py:1: No module named"),
     ],
 )

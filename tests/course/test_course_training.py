@@ -53,7 +53,7 @@ def test_the_skeleton_fails_at_step_1_in_a_friendly_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("def f():\n    pass\n", "there is no def `get_batch`; the file has `f`"),
+        ("def f():\n    pass\n", "there is no function `get_batch`; the file has `f`"),
         ("import torhc\n", "training.py:1: No module named"),
     ],
 )

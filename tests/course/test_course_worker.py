@@ -94,7 +94,7 @@ def test_files_do_not_touch_each_other(tmp_path: Path) -> None:
 
 
 def test_time_limit_holds_and_no_process_stays(tmp_path: Path) -> None:
-    """The time limit ends a file that ignores every exception, and the process that it started."""
+    """A time limit ends a file that ignores all exceptions, and ends the file's child process."""
     path = tmp_path / "stubborn.py"
     pid = tmp_path / "pid"
     path.write_text(

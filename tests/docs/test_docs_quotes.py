@@ -58,8 +58,6 @@ EXCEPTIONS = {
     ("docs/live.md", "Andrit bwainlnst wen al wmo coc tafonethend y wimeer d nd f tut iatis san"):
         MODEL,
     ("data/README.md", "SCENE III. Another part of the field."): "Shakespeare wrote it",
-    ("docs/finetune.md", "done at step"): JOINED,
-    ("docs/resume.md", "interrupted at step"): JOINED,
     ("docs/loggers.md", "loggers: [csv, tensorboard]"): "a line of a config",
     ("docs/ranks.md", "for shard in shards])"): "a line of Python",
     ("docs/course/week-4", "low low low lower lower newest newest newest"): "a text to train on",
@@ -81,15 +79,26 @@ def strings(tree: ast.AST) -> Iterator[Pattern]:
     while stack:
         node = stack.pop()
         if isinstance(node, ast.JoinedStr):
-            yield _pattern(
-                str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values
-            )
+            yield _pattern(map(_text_of_part, node.values))
             stack.extend(part for part in node.values if isinstance(part, ast.FormattedValue))
         elif isinstance(node, ast.Constant):
             if isinstance(node.value, str):
                 yield _pattern([node.value])
         elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             stack.extend(ast.iter_child_nodes(node))
+
+
+def _text_of_part(part: ast.expr) -> str:
+    """A part of an f-string, with NUL bytes for what varies.
+
+    The noun in `{counted(n, "token")}` is a text that varies at its end: "token" or "tokens"."""
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    call = part.value if isinstance(part, ast.FormattedValue) else None
+    if isinstance(call, ast.Call) and ast.unparse(call.func) == "counted":
+        noun = call.args[1]
+        return f"\0 {noun.value}\0" if isinstance(noun, ast.Constant) else "\0"
+    return "\0"
 
 
 def _pattern(parts: Iterator[str] | list[str]) -> Pattern:

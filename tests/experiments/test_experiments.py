@@ -167,7 +167,7 @@ def test_seeds_give_an_interval_and_are_trained_once(two: Path, cli: Any) -> Non
     assert "0 runs trained, 4 were already finished" in again.err
     assert lines_of(again.out) == [value]
     shutil.rmtree(two / "two-seeds" / "1338")
-    found = "1 runs trained, 3 were already finished"
+    found = "1 run trained, 3 were already finished"
     assert found in cli("compare", "one", "two", "--seeds", 3).err
 
 
@@ -178,7 +178,7 @@ def test_a_diverged_run_is_not_counted_as_finished(two: Path, cli: Any) -> None:
     assert '"stopped": "done"' in text
     status.write_text(text.replace('"stopped": "done"', '"stopped": "diverged"'), "utf-8")
     again = cli("compare", "one", "two", "--seeds", 2)
-    assert "0 runs trained, 1 were already finished" in again.err
+    assert "0 runs trained, 1 was already finished" in again.err
     assert "two with seed 1338 diverged" in again.err
 
 
@@ -191,6 +191,7 @@ def test_the_warning_about_chance_is_always_shown() -> None:
         assert shown[-1] == "warning"
         assert len(shown) == {3: 4, 6: 7, 8: 8}[pairs]
     assert "2 more verdicts" in shown[6]
+    assert shortened([f"verdict {i}" for i in range(7)], 7)[6] == "1 more verdict: --html or --json"
     assert shortened(["the texts differ"], 8) == ["the texts differ"]
 
 
@@ -249,7 +250,7 @@ def test_a_sweep_continues_where_it_was(
     assert all(is_finished(folder / run) for run in runs)
     shutil.rmtree(folder / runs[2])
     again = cli(*words, "--json")
-    assert "1 runs trained, 3 were already finished" in again.err
+    assert "1 run trained, 3 were already finished" in again.err
     values = lines_of(again.out)
     assert len(values) == 3
     assert all(value["a"] == values[0]["a"] and value["difference"] >= 0 for value in values)

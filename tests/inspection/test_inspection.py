@@ -228,6 +228,17 @@ def test_the_eighth_step_is_what_the_attention_returns(shape: str, tmp_path: Pat
     assert len(steps[3].numbers["scores"]) == 10
 
 
+def test_a_count_of_one_has_its_noun_in_the_singular(tmp_path: Path) -> None:
+    run = trained(
+        tmp_path / "run", "char", arch="gpt2", n_layer=1, n_head=1, n_embd=8, block_size=4
+    )
+    shapes = [s.shapes for s in eight_steps(run.model, look(run, "KI").inside, 0, 0, 0).steps]
+    assert shapes[2].endswith("so 1 pair of matrices")
+    assert shapes[4] == (
+        "1 of 4 scores of each head is in the future: -inf; this token sees 1 of 2 tokens"
+    )
+
+
 def test_a_module_without_visible_weights_is_said_so(tmp_path: Path) -> None:
     file = tmp_path / "mean.py"
     file.write_text(

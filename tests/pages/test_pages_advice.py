@@ -95,6 +95,13 @@ def test_no_sentence_has_a_wrong_plural_or_an_empty_figure() -> None:
         assert "nan" not in words.split()
 
 
+def test_a_text_that_was_read_once() -> None:
+    run = recorded("resumed")
+    read = run.config.tokens_per_step * run.last_step
+    run = replace(run, status={**run.status, "train_tokens": read})
+    assert f"It read {read:,} tokens: its text of {read:,} tokens, once." in advice(run).summary
+
+
 def test_one_worse_evaluation_is_too_early_to_tell() -> None:
     run = recorded("resumed")
     last = run.evaluations[-1]

@@ -331,5 +331,5 @@ def test_a_tokenizer_with_another_split_is_refused() -> None:
     from gptcli.pages.model_page.payload import _described
     from tests.tokenization.test_tokenization_imported import ours
 
-    with pytest.raises(GptcliError, match="does not split texts like GPT-2's"):
+    with pytest.raises(GptcliError, match="does not split texts as GPT-2's does"):
         _described(ours("qwen3"))

@@ -138,6 +138,7 @@ def test_best_of_gives_the_likeliest(server: Server) -> None:
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"n": 3, "best_of": 2}, "best_of", "at least `n`"),
+        ({"prompt": ["K"] * 257}, "n", "257 prompts with 1 text each are more than"),
         ({"prompt": []}, "prompt", "the list is empty"),
         ({"prompt": [10**6]}, "prompt", "outside the vocabulary"),
         ({"prompt": "\u20ac"}, "prompt", "\u20ac"),

@@ -201,7 +201,7 @@ def test_a_short_text_is_not_read_again_and_again(
     epochs = train.max_steps * config.tokens_per_step / (0.9 * 20_000)
     assert (train.max_epochs, train.average) == (80, 0.35)
     assert epochs == pytest.approx(80, rel=0.01)
-    assert "as often as train.max_epochs allows" in why
+    assert "; train.max_epochs allows no more epochs" in why
     shown = " ".join(block_of_choice(config, {"train": why}))
     assert "max_epochs: 80" in shown
     assert "average: 0.35" in shown
@@ -295,9 +295,10 @@ def test_the_facts_of_a_text_are_those_of_all_of_it(tmp_path: Path) -> None:
 
 def test_too_few_minutes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(10.0, 10.0))
-    with pytest.raises(GptcliError, match="too short") as error:
-        planned(tmp_path, 1, {})
-    assert error.value.exit_code == 2
+    for limit, words in ((1, "^1 minute is too short"), (1.5, r"^1\.5 minutes are too short")):
+        with pytest.raises(GptcliError, match=words) as error:
+            planned(tmp_path, limit, {})
+        assert error.value.exit_code == 2
 
 
 def test_minutes_on_the_command_line(

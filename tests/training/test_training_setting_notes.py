@@ -31,6 +31,8 @@ def notes(cli: Any, text: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
         ([], None),
         (["train.warmup_steps=20"], "the warm-up (20 steps) is as long as the run (20 steps)"),
         (["train.warmup_steps=500"], "the warm-up (500 steps) is as long as the run"),
+        (["train.max_steps=1", "train.warmup_steps=1"],
+         "the warm-up (1 step) is as long as the run (1 step)"),
         (["train.warmup_steps=15"], "the warm-up (15 steps) reaches into the decay"),
         (["train.decay_fraction=1.0"], None),
         (["data.val_fraction=0.02"], "the validation part has only 4"),
@@ -38,7 +40,7 @@ def notes(cli: Any, text: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
         (["train.batch_size=1000"], "a step reads 16,000 tokens, and the text has 1,"),
         (["train.grad_accum=100"], "a step reads 6,400 tokens"),
     ],
-)
+)  # fmt: skip
 def test_notes(
     overrides: list[str],
     words: str | None,

@@ -55,6 +55,12 @@ def test_the_first_lines_name_text_model_and_device() -> None:
     assert "validation" not in "\n".join(shown(started(val_tokens=0)))
 
 
+def test_a_count_of_one_has_its_noun_in_the_singular() -> None:
+    lines = shown(started(vocab_size=1, train_tokens=1, max_steps=1, tokens_per_step=1))
+    assert "char, 1 token; 1 token of text, 111,540 for validation" in lines
+    assert "1 step of 1 token" in lines
+
+
 def test_evaluations_checkpoints_samples_and_notices() -> None:
     lines = shown(
         started(max_steps=500),

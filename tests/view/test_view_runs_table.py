@@ -126,6 +126,9 @@ def test_the_watched_table_fits_and_keeps_the_first_of_an_order(
         kept = "run00" if order else "run39"
         assert kept in "\n".join(line.plain for line in lines)
         assert "38 runs do not fit" in lines[-1].plain
+        watched = Watched(rows[:3], order, "12:00:00")
+        lines = watch_lines(watched, width, height, console, has_keys=True)
+        assert "1 run does not fit" in lines[-1].plain
 
 
 def test_keys_change_the_order() -> None:

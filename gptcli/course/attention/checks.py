@@ -22,6 +22,7 @@ from gptcli.course.attention.conventions.weights import K, role_of
 from gptcli.course.attention.learner_attention import BACKWARD, Built, LearnerAttention
 from gptcli.course.attention.training_dropout import SCORES, dropped_values
 from gptcli.course.lesson import CheckFailed
+from gptcli.plurals import agreeing, counted
 
 # A gradient up to this counts as 0. Rounding in float64 stays below 1e-13 here, and the gradient at
 # a later token is far larger if the output depends on that token.
@@ -43,7 +44,7 @@ def constructor(learner: LearnerAttention) -> str:
             if not isinstance(failed.__cause__, AssertionError | ValueError):
                 raise
             learner.refused.append(case)
-    return f"{learner.constructor.describe()}, {len(learner.cases)} sizes"
+    return f"{learner.constructor.describe()}, {counted(len(learner.cases), 'size')}"
 
 
 def projections(learner: LearnerAttention) -> str:
@@ -62,7 +63,7 @@ def shape(learner: LearnerAttention) -> str:
             token, count = _first_token(~torch.isfinite(y)), int((~torch.isfinite(y)).sum())
             raise CheckFailed(
                 "not-finite",
-                f"{count} of {y.numel()} numbers of the output are not "
+                f"{count} of {y.numel()} numbers of the output {agreeing(count, 'is', 'are')} not "
                 f"finite, first at token {token} of {case.T} ({case})",
                 "look for a row in which the mask hides everything, or for 0 times infinity",
             )
@@ -247,7 +248,7 @@ def gradients(learner: LearnerAttention) -> str:
             hint,
         )
     count = len(list(module.parameters()))
-    return f"reach {count} parameters and x"
+    return f"reach {counted(count, 'parameter')} and x"
 
 
 def single(learner: LearnerAttention) -> str:

@@ -21,6 +21,7 @@ from gptcli.course.attention.training_dropout import dropped_values
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import Check
 from gptcli.errors import GptcliError
+from gptcli.plurals import counted
 
 # With one token, each head has one attention weight, which is 1. If attention dropout drops this
 # weight, the whole head is 0. Dropout on the output drops single channels. It drops all 16 channels
@@ -204,9 +205,10 @@ def _dropout(learner: LearnerAttention) -> Check:
         if len(lines) > attention + residual:
             return _note(
                 "dropout",
-                f"acts in {len(lines)} lines in training: with config.dropout = {DROPOUT} the "
-                f"numbers that are kept are multiplied by {float(kept.median()):.3g}, expected "
-                f"{scaled:.3g}; GPT-2 has it once on the attention weights and once on the output",
+                f"acts in {counted(len(lines), 'line')} in training: with config.dropout = "
+                f"{DROPOUT} the numbers that are kept are multiplied by "
+                f"{float(kept.median()):.3g}, expected {scaled:.3g}; GPT-2 has it once on the "
+                "attention weights and once on the output",
             )
         return _note(
             "dropout",

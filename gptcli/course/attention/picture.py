@@ -27,7 +27,7 @@ def mark(state: str, unicode: bool) -> tuple[str, str]:
 
 
 def steps(report: FileReport, width: int, unicode: bool = True) -> list[Text]:
-    """One line of text for each step: its mark, its name, and the line that does it, if known."""
+    """A line of text for each step: the step's mark, its name and, if known, its line of code."""
     from rich.text import Text
 
     if report.picture is None:

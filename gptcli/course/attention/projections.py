@@ -22,8 +22,9 @@ class Projection:
     """One linear map of a module: weight (C, C), and bias (C,) or None.
 
     If `views` is empty, weight and bias are views of the module's parameters. Otherwise weight and
-    bias are copies, `views` are the views of the parameters with the same numbers, and `biases` are
-    the views that belong to the bias. `write` writes another weight into the parameters."""
+    bias are copies. Then `views` has the views of the parameters that hold the numbers of weight
+    and bias, and `biases` has only the views that hold the bias. `write` writes another weight into
+    the parameters."""
 
     weight: Tensor
     bias: Tensor | None

@@ -4,8 +4,8 @@ The line with the mistake often comes before the line at which wrong numbers app
 these rules that applies decides:
 1. If the caller knows the number in the hidden scores (`fill`): the line of the constant with that
    number. If there is no such constant, the line that writes the number into the scores.
-2. If the caller knows the wrong operation (`search=False`): its line. If the call spans several
-   lines, the line of the argument that belongs to the step.
+2. If the caller knows the wrong operation (`search=False`): the line of the operation. If the code
+   of the operation spans several lines, the line of the argument that belongs to the step.
 3. Otherwise a function for the step or the mistake searches for the wrong operation. The wrong
    operation is the first that turns correct numbers into wrong ones, or puts correct numbers in an
    order that no step needs. For step 5, the functions are in quoted_mask_line.py.
@@ -120,8 +120,8 @@ def _search(
 def _line_of_call(forward: ComparedForward, operation: Operation) -> int | None:
     """The line to quote for `operation`: where it is, or where its function is called.
 
-    If another call of the learner's function gives correct values, the mistake is in the call, not
-    in the function."""
+    If another call of the same function gives correct values, the function is right, and the
+    mistake is in the call that leads to `operation`."""
     for other in forward.trace.operations:
         same = (other.line, other.name) == (operation.line, operation.name)
         values = forward.found.values_of_operation.get(other.index, [])
@@ -497,8 +497,8 @@ def _first_with_numbers_of(
 
     `value` is what a known mistake gives, and `right` is the correct tensor. None if `value` only
     reorders the numbers of `right`. With `computed`, leaves out operations that only cut or copy
-    their input. If the result is a part of `value`, such as one head or one token, less than half
-    of the result's numbers may be in `right`."""
+    their input. If the result is only a part of `value`, such as one head or one token, the result
+    counts as not correct if less than half of its numbers are in `right`."""
     if values_equal(value.reshape(-1).sort().values, right.reshape(-1).sort().values):
         return None
     wrong, good = Table(value, 1e-9), Table(right, 1e-9)

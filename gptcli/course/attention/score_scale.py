@@ -25,7 +25,7 @@ NON_LINEAR = {"tanh", "clamp", "clip", "abs", "relu", "sigmoid", "pow", "square"
 
 
 def scale_of_scores(forward: ComparedForward) -> tuple[float, int] | None:
-    """(c, index): the learner's last scores are c q k^T, first as the result of operation `index`.
+    """(c, index): the learner's last scores are c q k^T, and operation `index` is the first with c.
 
     If the code scales before it masks, `index` is the operation that masks. None if no result has
     the form c q k^T."""
@@ -52,10 +52,10 @@ def scale_of_scores(forward: ComparedForward) -> tuple[float, int] | None:
 
 
 def scale_behind_mask(forward: ComparedForward) -> tuple[float, int] | None:
-    """(factor, index): the last masked scores are factor * q k^T, first at operation `index`.
+    """(factor, index): the last masked scores are factor * q k^T.
 
-    The operation scales masked scores, or masks scaled scores. Ignores hidden scores. None if the
-    trace has no masked scores, or if the factor is 1."""
+    Operation `index` is the first with this factor: it scales masked scores, or masks scaled
+    scores. Ignores hidden scores. None if the trace has no masked scores, or if the factor is 1."""
     raw, last = None, None
     for operation in forward.trace.operations:
         for x in operation.outputs:

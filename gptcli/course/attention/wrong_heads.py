@@ -56,11 +56,11 @@ def explain_heads(forward: ComparedForward) -> tuple[str, str] | None:
 
 
 def _piece(channels: Tensor) -> tuple[int | None, int] | None:
-    """(first channel of a piece in a wrong place, size of all pieces). A piece is used as a head.
+    """(first channel of a piece in a wrong place, size of each piece). A piece is used as a head.
 
     A piece is in a wrong place if its first channel is no multiple of the size. The first item is
-    None if there is no such piece. Returns None if the channels do not increase by 1 along a
-    dimension."""
+    None if there is no such piece. Returns None if there is no dimension along which the channels
+    increase by 1."""
     for dim in sorted(varying_dims(channels)):
         if bool((channels.diff(dim=dim) == 1).all()):
             size = channels.shape[dim]

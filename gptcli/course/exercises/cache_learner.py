@@ -38,6 +38,7 @@ from gptcli.course.lesson import CheckFailed, Say
 from gptcli.course.sandbox.learner_file import LearnerFile, place_of
 from gptcli.course.sandbox.running import error_of, failed_class
 from gptcli.errors import GptcliError
+from gptcli.plurals import counted
 
 ATTENTION = "CausalSelfAttention"
 
@@ -301,7 +302,7 @@ class LearnerCache(CacheExplainer):
                 raise self.mistake(
                     "output-of-all-tokens",
                     within=self.forward_lines(),
-                    T=T,
+                    T=counted(T, "new token"),
                     got=tuple(y.shape),
                     wanted=tuple(x.shape),
                 )

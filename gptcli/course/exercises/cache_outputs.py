@@ -20,6 +20,7 @@ from gptcli.course.exercises.cache_mistakes import MISTAKES
 from gptcli.course.exercises.learner_module import close
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import TOLERANCE, CheckFailed
+from gptcli.plurals import counted
 
 
 @dataclass
@@ -168,7 +169,7 @@ def _half_read(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
     which = ("keys", "values") if keys else ("values", "keys")
     return learner.mistake(
         "half-read", f" ({error})", within=learner.forward_lines(),
-        T=T, S=S, one=which[0], other=which[1],
+        T=counted(T, "new token"), S=S, one=which[0], other=which[1],
     )  # fmt: skip
 
 
@@ -292,7 +293,7 @@ def _square_mask(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
     line = re.search(r"line (\d+)", text) if clash else None
     return learner.mistake(
         "mask-is-square", f" ({text.rpartition(': ')[2]})", line=int(line[1]) if line else None,
-        within=learner.forward_lines(), T=T, S=S,
+        within=learner.forward_lines(), T=counted(T, "query", "queries"), S=S,
     )  # fmt: skip
 
 

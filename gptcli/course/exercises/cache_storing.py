@@ -17,6 +17,7 @@ from gptcli.course.exercises.cache_learner import LearnerCache
 from gptcli.course.exercises.explainer import step_named_in
 from gptcli.course.exercises.tensor_trace import name_of
 from gptcli.course.lesson import CheckFailed
+from gptcli.plurals import counted
 
 _DIMENSIONS = {0: "batch", 1: "heads", 3: "channels"}
 _MOST_NESTED = 4  # how many levels of lists, dicts and objects are searched
@@ -152,7 +153,7 @@ def _compare(
         if kind.startswith("(None") and len(seen) == 1:
             if not stored:
                 return _wrong(learner, 1, f"after append of {S} tokens your cache stores nothing")
-            return learner.mistake("returns-old", new=new, within=within)
+            return learner.mistake("returns-old", new=counted(new, "new token"), within=within)
         step = 2 if holds else 1
         return learner.mistake("returns-nothing", step=step, got=kind, S=S, within=within)
     if pair is None:  # judge the stored tensors instead of the result
@@ -267,7 +268,7 @@ def _name(
         return learner.mistake("overwrites", S=S, found=new, within=within)
     if (keys == values == "first" and len(seen) == 2 and held) or keys == values == "old":
         if held:
-            return learner.mistake("returns-old", new=new, within=within)
+            return learner.mistake("returns-old", new=counted(new, "new token"), within=within)
         return learner.mistake("keeps-the-first", S=S, found=S - new, within=within)
     if keys == values == "first":
         return learner.mistake("keeps-the-first", S=S, found=seen[0][0].shape[2], within=within)

@@ -19,6 +19,7 @@ from gptcli.course.exercises.cache_storing import (
 )
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.sandbox.learner_file import in_words
+from gptcli.plurals import counted
 
 
 def check_length(learner: LearnerCache) -> None:
@@ -107,10 +108,10 @@ def check_window(learner: LearnerCache) -> None:
     for number, name in enumerate(("keys", "values")):
         if pair is not None and not same(pair[number], piece[number]):
             more = pair[number].shape[2] - piece[number].shape[2]
-            problem = f"still has {more} {name} of the old tokens"
+            problem = f"still has {counted(more, name[:-1])} of the old tokens"
             raise learner.mistake("clear-incomplete", problem=problem, within=within)
     if int(length) != 3:
-        problem = f"counts {int(length)} tokens although only 3 new ones are stored"
+        problem = f"counts {counted(int(length), 'token')} although only 3 new ones are stored"
         raise learner.mistake("clear-incomplete", problem=problem, within=within)
 
 

@@ -44,7 +44,7 @@ class LearnerFunctions(Explainer):
                 raise error
             have = ", ".join(f"`{name}`" for name in own)
             raise GptcliError(
-                f"{file.name}: there is no def `{functions[0]}`"
+                f"{file.name}: there is no function `{functions[0]}`"
                 + (f"; the file has {have}" * bool(have)),
                 f"the exercise has {_COUNTS[len(functions)]} functions: {', '.join(functions)}",
             )

@@ -26,6 +26,7 @@ from gptcli.course.exercises.learner_module import (
 )
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import CheckFailed, Step
+from gptcli.plurals import counted
 
 Weights = Any
 DROPOUT = 0.5
@@ -104,7 +105,7 @@ MISTAKES = (
             "make c_proj in the constructor, a linear layer from 4C to C",
             at=r"proj|Identity|fc2|down|w2"),
     ExerciseMistake("fixed-width", 1, "nn.Linear(768, 3072)",
-            "your first layer {name} takes {into} channels; with this config x has n_embd = {C}",
+            "your first layer {name} takes {into}; with this config x has n_embd = {C}",
             "config.n_embd is the number of channels of x",
             "write nn.Linear(config.n_embd, 4 * config.n_embd)", at=r"Linear|Parameter"),
     ExerciseMistake("wrong-second-layer", 3, "nn.Linear(C, 4 * C) twice, or nn.Linear(2 * C, C)",
@@ -272,7 +273,9 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
         raise learner.mistake("missing-layer", within=lines, have=have, C=C, C4=C4)
     if C not in up[1].shape or (up[0] in linear and up[1].shape[1] != C):
         into = up[1].shape[1]
-        raise learner.mistake("fixed-width", within=lines, name=f"`{up[0]}`", into=into, C=C)
+        raise learner.mistake(
+            "fixed-width", within=lines, name=f"`{up[0]}`", into=counted(into, "channel"), C=C
+        )
     width = up[1].numel() // C
     if width != C4:
         raise learner.mistake("wrong-width", within=lines, width=width, times=width / C, C=C, C4=C4)

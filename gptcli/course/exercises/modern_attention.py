@@ -35,6 +35,7 @@ from gptcli.course.exercises.modern_projections import WORDS, weights
 from gptcli.course.exercises.modern_qk_norm import QKNorm
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import CheckFailed
+from gptcli.plurals import counted
 
 Weights = Any
 Heads = tuple[Tensor, Tensor, Tensor]
@@ -396,7 +397,7 @@ MISTAKES = (
             partial(attention, make=_viewed, merge=lambda w, y: F.linear(
                 y.reshape(y.shape[0], y.shape[2], -1), *w.o))), r"view|reshape"),
     ExerciseMistake("kv-width", 5, "nn.Linear(n_embd, n_embd) for the keys",
-            "your {what} projection makes {have} channels; {K} key/value heads of {D} channels "
+            "your {what} projection makes {have}; {K} key/value heads of {D} channels "
             "need {wanted}",
             "fewer key/value heads make the cache smaller",
             "make it nn.Linear(n_embd, n_kv_head * head_dim)",
@@ -526,8 +527,8 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
             if have != wanted:
                 named = rf"self\.(w?_?{part}|{WORDS[part]})\w*\s*=|self\.\w*kv\w*\s*="
                 yield learner.mistake(
-                    "kv-width", within=learner.constructor, what=WORDS[part], have=have,
-                    wanted=wanted, K=size.K, D=w.D,
+                    "kv-width", within=learner.constructor, what=WORDS[part],
+                    have=counted(have, "channel"), wanted=wanted, K=size.K, D=w.D,
                     line=learner.source.find(named, learner.constructor),
                 )  # fmt: skip
                 return

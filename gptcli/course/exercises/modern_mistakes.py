@@ -294,7 +294,7 @@ MISTAKES = (
             "row t of the table belongs to position t", "exchange the arguments of torch.outer",
             at=r"outer|@|einsum|\*"),
     ExerciseMistake("another-length", 2, "torch.arange(length + 1)",
-            "your tables have {rows} rows for {n} positions",
+            "your tables have {rows} for {n} positions",
             "there is one row for each of the positions 0 .. length-1", "use torch.arange(length)",
             at=r"arange|range"),
     ExerciseMistake("low-precision", 2, "torch.arange(length, dtype=torch.bfloat16)",

@@ -15,6 +15,7 @@ from gptcli.course.exercises.learner_module import close
 from gptcli.course.exercises.modern_learner import LearnerModern
 from gptcli.course.exercises.modern_mistakes import MISTAKES
 from gptcli.course.lesson import TOLERANCE, CheckFailed
+from gptcli.plurals import counted
 
 TABLES = ((8, 5), (6, 9), (16, 40), (4, 3), (2, 4))  # head_dim, length
 SHAPES = ((2, 3, 5, 8), (3, 2, 9, 6), (1, 4, 3, 4))  # B, H, T, D
@@ -58,7 +59,9 @@ def check_angles(learner: LearnerModern) -> None:
     if cos.dim() < 2 or (n not in cos.shape[-2:] and cos.shape[0] not in (n - 1, n + 1)):
         raise learner.mistake("without-positions", _wants(D, n), shape=_shapes(cos, sin), n=n)
     if cos.shape[0] != n and cos.shape[-1] in (D // 2, D):
-        raise learner.mistake("another-length", _wants(D, n), rows=cos.shape[0], n=n)
+        raise learner.mistake(
+            "another-length", _wants(D, n), rows=counted(cos.shape[0], "row"), n=n
+        )
     if cos.shape[-1] == D and not close(cos[:, : D // 2], cos[:, D // 2 :]):
         raise _angle_mistake(learner, "too-many-frequencies", D, n, got[case])
     raise _wrong(learner, 2, _difference(case, got[case]))
@@ -260,7 +263,9 @@ def _later_mistake(learner: LearnerModern, case: tuple[int, int], tables: Tables
             )
     cos = tables[0]
     if cos.dim() == 2 and cos.shape[0] != n and cos.shape[1] in (D // 2, D):
-        return learner.mistake("another-length", _wants(D, n), rows=cos.shape[0], n=n)
+        return learner.mistake(
+            "another-length", _wants(D, n), rows=counted(cos.shape[0], "row"), n=n
+        )
     return _wrong(learner, 2, _difference(case, tables))
 
 

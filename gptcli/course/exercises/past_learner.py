@@ -36,6 +36,7 @@ from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import CheckFailed, Say
 from gptcli.course.sandbox.learner_file import LearnerFile, place_of
 from gptcli.errors import GptcliError
+from gptcli.plurals import counted
 
 SIZES = (
     Size(2, 3, 6, (2, 2, 3, 1)),
@@ -176,7 +177,9 @@ class PastLearner(CacheExplainer):
         before = [tensor.clone() for tensor in leaves(past)]
         trace = TensorTrace(self.file.path, module, deep=True)
         called = Called(start, x.shape[1], trace, before, stored=[])
-        doing = f"forward on {x.shape[1]} new tokens after {start}"
+        doing = (
+            f"forward on {counted(x.shape[1], 'new token')} after {counted(start, 'earlier token')}"
+        )
         self.say(f"step 5: {doing}")
         try:
             with self.as_learner(), DoublePrecision(), trace:
@@ -216,8 +219,8 @@ class PastLearner(CacheExplainer):
         lines = self.forward_lines()
         if y.shape[::2] == x.shape[::2] and y.dim() == 3 and y.shape[1] > x.shape[1]:
             return self.mistake(
-                "output-of-all-tokens", within=lines, T=x.shape[1], got=tuple(y.shape),
-                wanted=tuple(x.shape),
+                "output-of-all-tokens", within=lines, T=counted(x.shape[1], "new token"),
+                got=tuple(y.shape), wanted=tuple(x.shape),
             )  # fmt: skip
         return self.failed_at(
             6, "output-shape",

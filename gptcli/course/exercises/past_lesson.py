@@ -22,6 +22,7 @@ from gptcli.course.exercises.past_storing import position, positions, storing
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import in_words
+from gptcli.plurals import counted
 
 # ---- the checks ----
 
@@ -122,8 +123,8 @@ def _own_reference(
         numbers = one.failed.message
         if str(one.total) in numbers and "mask" in numbers:
             return learner.mistake(
-                "mask-is-square", f" ({_words_of(numbers)})", T=one.count, S=one.total,
-                within=learner.forward_lines(),
+                "mask-is-square", f" ({_words_of(numbers)})", S=one.total,
+                T=counted(one.count, "query", "queries"), within=learner.forward_lines(),
             )  # fmt: skip
         return one.failed
     lines = learner.forward_lines()
@@ -158,7 +159,7 @@ def _half_read(learner: PastLearner, one: Called) -> CheckFailed | None:
         names.reverse()
     return learner.mistake(
         "half-read", f" ({_words_of(one.failed.message)})", within=learner.forward_lines(),
-        one=names[0], other=names[1], T=one.count, S=one.total,
+        one=names[0], other=names[1], T=counted(one.count, "new token"), S=one.total,
     )  # fmt: skip
 
 

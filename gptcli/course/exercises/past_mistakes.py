@@ -55,7 +55,7 @@ MISTAKES = (
             "each call replaces the stored tokens", "concatenate the stored and the new tokens",
             at=_STORED),
     ExerciseMistake("keeps-the-first", 1, "return y, past",
-            "your forward keeps only the keys and values of the {found} earlier tokens, not those "
+            "your forward keeps only the keys and values of the {found}, not those "
             "of all {S} tokens",
             "the next call needs the new tokens, too", "concatenate, and return the result",
             at=_STORED),
@@ -93,12 +93,11 @@ MISTAKES = (
             "return y, (k, v) with the keys and values of all tokens", at=_RETURN),
     ExerciseMistake("present-new-only", 2, "return y, (k_new, v_new)",
             "your forward computes with all {S} tokens, but returns only the {what} of the newest "
-            "{found} tokens",
+            "{found}",
             "the next call would lack the earlier tokens",
             "return the concatenated tensors", at=_STORED),
     ExerciseMistake("present-old", 2, "return y, past",
-            "your forward computes with all {S} tokens, but returns the past without the {found} "
-            "new ones",
+            "your forward computes with all {S} tokens, but returns the past without the {found}",
             "the next call would lack the newest tokens",
             "return the concatenated tensors", at=_STORED),
     ExerciseMistake("present-swapped", 2, "return y, (v, k), or v, k = past",
@@ -113,8 +112,8 @@ MISTAKES = (
             next(m.forms for m in OF_CLASS if m.slug == "cache-not-read"),
             at=r"@ *\w*k|matmul|einsum|scaled_dot_product_attention || " + _CAT),
     ExerciseMistake("half-read", 2, "keys of all tokens, values of the new ones",
-            "your forward takes the {one} of all {S} tokens, but only the {other} of the {T} new "
-            "tokens", "each key needs the value of its token",
+            "your forward takes the {one} of all {S} tokens, but only the {other} of the {T}",
+            "each key needs the value of its token",
             "concatenate both, and use both",
             at=r"@ *\w*v|matmul|einsum|scaled_dot_product_attention || " + _CAT),
     ExerciseMistake("new-not-read", 2, "scores with past_k",
@@ -133,8 +132,8 @@ MISTAKES = (
             "your forward puts the same tokens into the keys or the values twice",
             "each token has one key and one value", "concatenate once", at="last:" + _CAT),
     ExerciseMistake("positions-not-offset", 3, "positions from 0 to T - 1 although there is a past",
-            "your forward gives the first new token the position {at}, although {start} tokens "
-            "come before it",
+            "your forward gives the first new token the position {at}, although {start} "
+            "before it",
             "the position of a token is the number of tokens before it",
             "begin at the length of the past: torch.arange(start, start + T)",
             at=r"\bpos\w*\s*=.*(arange|\+) || (rope|rot)\w*\(.*\) || arange || position|cos\b || "

@@ -25,6 +25,7 @@ from gptcli.course.exercises.explainer import Explainer
 from gptcli.course.exercises.learner_module import close
 from gptcli.course.exercises.past_call import PastCall, output_and_present, past_call
 from gptcli.course.lesson import CheckFailed
+from gptcli.plurals import agreeing, counted
 
 _VOCAB, _PIECES = 65, (3, 1, 2)
 _N = sum(_PIECES)
@@ -88,8 +89,9 @@ def _compare(
         at = next((int(one.flatten()[0]) for one in seen if one.numel()), start)
         if at != start:
             return learner.mistake(
-                "positions-not-offset", f" (in `{cls.__name__}`)", start=start, at=at, within=lines
-            )
+                "positions-not-offset", f" (in `{cls.__name__}`)", at=at, within=lines,
+                start=f"{counted(start, 'token')} {agreeing(start, 'comes', 'come')}",
+            )  # fmt: skip
         if whole.shape[1] == _N and not close(y, wanted):
             by = f"{float((y - wanted).abs().max()):.2g}"
             quote = learner.source.quote(learner.source.find(r"past|cache|kv", lines))
@@ -97,8 +99,9 @@ def _compare(
                 2,
                 "wrong-result",
                 f"with the past, your `{cls.__name__}` gives another result than on the whole "
-                f"text, although `{_attention_of(network)}` does not{quote} ({count} new tokens "
-                f"after {start}: a difference of up to {by})",
+                f"text, although `{_attention_of(network)}` does not{quote} "
+                f"({counted(count, 'new token')} after {counted(start, 'earlier token')}: a "
+                f"difference of up to {by})",
                 "which layer's keys and values does each layer get?",
             )
         if past is None and not form.keeps_state:

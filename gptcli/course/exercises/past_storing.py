@@ -19,6 +19,7 @@ from gptcli.course.exercises.past_layout import Dims, Place, canonical
 from gptcli.course.exercises.past_learner import Called, PastLearner, Text
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import TOLERANCE, CheckFailed
+from gptcli.plurals import agreeing, counted
 
 _NAMES = {"k": "keys", "v": "values"}
 
@@ -83,7 +84,11 @@ def _in_state(learner: PastLearner, text: Text, calls: list[Called]) -> CheckFai
             )
         if not any(all_.values()) and all(old.values()):
             return learner.mistake(
-                "keeps-the-first", S=one.total, found=one.start, line=at, within=lines
+                "keeps-the-first",
+                S=one.total,
+                line=at,
+                within=lines,
+                found=counted(one.start, "earlier token"),
             )
         if all_["k"] != all_["v"]:
             slug = "values-not-stored" if all_["k"] else "keys-not-stored"
@@ -217,7 +222,7 @@ def _joins(
                     )  # fmt: skip
                 if each.kind in ("last", "first") and one.count > 1:
                     lost = one.count - 1
-                    lost_words = "1 token is" if lost == 1 else f"{lost} tokens are"
+                    lost_words = f"{counted(lost, 'token')} {agreeing(lost, 'is', 'are')}"
                     return learner.mistake("tokens-lost", S=one.total, lost=lost_words, **where)
             if right[other] and (one.stored or one.failed is not None):
                 if part == "k" and text.weights is None:
@@ -326,7 +331,11 @@ def _present(
     if kind == "new":
         if held[part]:
             return learner.mistake(
-                "present-new-only", S=one.total, found=one.count, what=what, within=lines
+                "present-new-only",
+                S=one.total,
+                found=counted(one.count, "token"),
+                what=what,
+                within=lines,
             )
         if len(wrong) == 2:
             return learner.mistake("overwrites", S=one.total, found=one.count, within=lines)
@@ -337,8 +346,10 @@ def _present(
         )  # fmt: skip
     if kind == "old":
         if held[part]:
-            return learner.mistake("present-old", S=one.total, found=one.count, within=lines)
-        return learner.mistake("keeps-the-first", S=one.total, found=one.start, within=lines)
+            new = counted(one.count, "new one")
+            return learner.mistake("present-old", S=one.total, found=new, within=lines)
+        earlier = counted(one.start, "earlier token")
+        return learner.mistake("keeps-the-first", S=one.total, found=earlier, within=lines)
     if kind == "other":
         other = _NAMES["v" if part == "k" else "k"]
         return learner.mistake(
@@ -346,7 +357,7 @@ def _present(
         )
     if kind == "newest" and 2 * found_size < text.size.block_size:
         lost = one.total - found_size
-        words = "1 token is" if lost == 1 else f"{lost} tokens are"
+        words = f"{counted(lost, 'token')} {agreeing(lost, 'is', 'are')}"
         return learner.mistake("tokens-lost", step=1, S=one.total, lost=words, within=lines)
     if kind == "newest":
         return learner.mistake(
@@ -359,8 +370,8 @@ def _present(
     shapes = [tuple(tensor.shape) for tensor in one.stored]
     return learner.failed_at(
         1, "wrong-result",
-        f"after {one.total} tokens your forward returns keys and values of shapes {shapes}, but "
-        "their numbers are not the keys and values of these tokens"
+        f"after {counted(one.total, 'token')} your forward returns keys and values of shapes "
+        f"{shapes}, but their numbers are not the keys and values of these tokens"
         + learner.source.quote(learner.source.find(r"cat\(|\breturn\b", lines)),
     )  # fmt: skip
 
@@ -441,4 +452,5 @@ def _canonicals(trace: TensorTrace, dims: Dims, T: int) -> list[Tensor]:
 def positions(learner: PastLearner, one: Called, at: int) -> CheckFailed:
     """The CheckFailed for a call that gives its first token the wrong position `at`."""
     lines = learner.forward_lines()
-    return learner.mistake("positions-not-offset", start=one.start, at=at, within=lines)
+    before = f"{counted(one.start, 'token')} {agreeing(one.start, 'comes', 'come')}"
+    return learner.mistake("positions-not-offset", start=before, at=at, within=lines)

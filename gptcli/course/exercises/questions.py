@@ -38,7 +38,10 @@ _NEXT_POSITION = "if 5 tokens are stored, which position does the next token hav
 _LATER = "if three new tokens come at once, can the first of them look at the third?"
 _FIRST_ROW = "with 6 tokens stored, which keys can the first of 3 new tokens look at?"
 _MEAN_LOSS = "over how many numbers is the loss averaged?"
-_DECAY = "what are the rates at warmup_steps, half way, at max_steps, and one step later?"
+_DECAY = (
+    "what are the rates at warmup_steps, half way from there to max_steps, at max_steps, and one "
+    "step later?"
+)
 _ONE_NORM = "how many norms do you compute: one per parameter, one per number, or one in total?"
 _NORM = "what is the norm of the vector (3, 4), and which norm does your code give?"
 _SHRINK = "what should happen to gradients whose norm is already below max_norm?"
@@ -445,7 +448,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "mask-hides-new": "if three new tokens come at once, which tokens can the last of them "
         "look at?",
         "another-diagonal": _FIRST_ROW,
-        "mask-inverted": "if a cell of your mask is True, is that key seen or hidden?",
+        "mask-inverted": "if a cell of your mask is True, is the key of its column seen or hidden?",
         "mask-is-square": "how many rows and how many columns do the scores have?",
         "mask-not-infinite": "after the softmax, which weight does a masked key have?",
         "mask-after-softmax": "what is the sum of a row of weights after your mask?",

@@ -53,9 +53,9 @@ def nucleus(
 ) -> LogitsForm:
     """A wrong top-p. `cut(numbers, sums, p)` gives the mask of cut tokens in sorted order.
 
-    `of` computes the numbers to sort from the logits, and `share` the numbers to sum from the
-    sorted numbers. `back` says how the mask gets back to the order of the ids: "scatter" is right,
-    "gather" permutes the wrong way, "none" leaves the mask sorted.
+    `of` turns the logits into the numbers that are sorted. `share` turns the sorted numbers into
+    the numbers that are summed. `back` says how the mask gets back to the order of the ids:
+    "scatter" is right, "gather" permutes the wrong way, "none" leaves the mask sorted.
     With `first`, the first sorted token always stays."""
 
     def form(logits: Tensor, p: float) -> Tensor:
@@ -146,8 +146,8 @@ def first_over(
     """Wrong ways to draw a token. Each returns the first id for which `exceeds(sum, u)` is true.
 
     `sums(logits)` computes the sums of all ids. The ways differ in what they return if there is no
-    such id: None (-1 here), the first id, the last id, the last id that is not cut, the likeliest
-    id, or V."""
+    such id: None, the first id, the last id, the last id that is not cut, the likeliest id, or V.
+    The number -1 stands for None."""
 
     def form(other: Callable[[Tensor], int]) -> DrawForm:
         return lambda logits, u: next(

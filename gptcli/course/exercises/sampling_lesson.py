@@ -21,6 +21,7 @@ from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import LearnerFile, place_of
 from gptcli.course.sandbox.time_limit import TookTooLong, within
+from gptcli.plurals import counted
 
 FUNCTIONS = (
     "temperature",
@@ -85,7 +86,8 @@ class LearnerSampling(LearnerFunctions):
         if got.shape != logits.shape:
             of = tuple(logits.shape)
             if got.dim() == 1:
-                raise self.mistake("only-the-kept", step=step, name=name, got=len(got), of=of[0])
+                count = counted(len(got), "number")
+                raise self.mistake("only-the-kept", step=step, name=name, got=count, of=of[0])
             raise self.failed_at(
                 step,
                 "shape",
@@ -136,9 +138,10 @@ class LearnerSampling(LearnerFunctions):
     def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
         """The CheckFailed for the known mistake `slug`. It quotes a line of the step's function.
 
-        The mistake's `at` joins patterns by `|`. Takes the first pattern that matches a line. If it
-        matches several lines, prefers those in `ran`, and quotes the first of them; for `return`,
-        the last. Quotes a line such as `if p >= 1:` only if no other line matches."""
+        The mistake's `at` joins patterns by `|`. Takes the first pattern that matches a line. If
+        the pattern matches several lines and some of these lines are in `ran`, only those in `ran`
+        count. Quotes the first line that counts, or, for the pattern `return`, the last one. Quotes
+        a line such as `if p >= 1:` only if no other line matches."""
         mistake = next(m for m in MISTAKES if m.slug == slug)
         lines = self.source.lines_of(FUNCTIONS[(more.get("step") or mistake.step) - 1])
         guards = self.source.matches(r"^\s*if (p|k|m)\b.*:\s*$", lines)  # such as `if p >= 1:`

@@ -149,10 +149,10 @@ class TensorTrace(TorchFunctionMode):
         return self._place_in_parts(goal) if in_parts and len(goal) > 1 else None
 
     def _place_in_parts(self, goal: Tensor) -> int | None:
-        """The index of the operation that makes the last missing number of `goal`, which is sorted.
+        """The index of the operation after which no number of `goal` is missing.
 
-        A loop makes numbers in parts, for example one token in each round. None if no line makes
-        all of `goal`."""
+        `goal` is sorted. A loop makes numbers in parts, for example one token in each round. None
+        if no line makes all of `goal`."""
         for numbers, owner in self._parts_below(len(goal)):
             after = torch.searchsorted(numbers, goal - 1e-9).clamp(max=len(numbers) - 1)
             if torch.allclose(numbers[after], goal, 0.0, 2e-9):

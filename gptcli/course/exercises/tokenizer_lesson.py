@@ -23,6 +23,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
 from gptcli.course.sandbox.running import error_of, run_file
 from gptcli.course.sandbox.time_limit import TookTooLong, within
 from gptcli.errors import GptcliError, nearest
+from gptcli.plurals import counted
 
 METHODS = {"train": 1, "encode": 3, "decode": 4, "save": 5, "load": 5}
 FUNCTIONS = {1: "train", 3: "encode", 4: "decode", 5: "load"}
@@ -226,7 +227,8 @@ class LearnerTokenizer(Explainer):
     def merges(self, mine: Any, step: int = 0) -> list[Pair]:
         """The learner's merges in order, from a dict {pair: id} or from a list of pairs.
 
-        `step` is 5 for merges that load has read. Raises CheckFailed for any other `merges`."""
+        `step` is 5 for merges that load has read. Raises CheckFailed if `merges` is neither a
+        dict {pair: id} nor a list of pairs."""
         found: Any = getattr(mine, "merges", None)
         pairs = _pairs_of(found)
         if pairs is not None:
@@ -424,7 +426,8 @@ def _shared(learner: LearnerTokenizer, learnt: list[Pair]) -> CheckFailed | None
     if line is None:  # an argument's default value is made only once
         line = learner.source.find(r"def __init__\(.*=\s*(\{|\[|dict\(|list\()")
     name = learner.cls.__name__
-    return learner.mistake("merges-shared", line=line, within=(), name=name, count=len(learnt))
+    count = counted(len(learnt), "merge")
+    return learner.mistake("merges-shared", line=line, within=(), name=name, count=count)
 
 
 def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> CheckFailed:
@@ -459,7 +462,7 @@ def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> Check
         return learner.failed_at(
             1,
             "wrong-merges",
-            f"your first merges are right, but you have {len(got)} merges, expected "
+            f"your first merges are right, but you have {counted(len(got), 'merge')}, expected "
             f"{len(wanted)}{evidence}",
             "when does the loop of train end?",
         )
@@ -690,10 +693,11 @@ def _saving(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
             )
         got = learner.merges(again, step=5)
         if got == held != merges:
-            count = f" ({len(got)} merges, expected {len(merges)})"
+            count = f" ({counted(len(got), 'merge')}, expected {len(merges)})"
             raise learner.mistake("load-ignores-file", count)
         if len(got) != len(merges):
-            raise learner.mistake("load-loses-merges", "", count=len(got), wanted=len(merges))
+            count = counted(len(got), "merge")
+            raise learner.mistake("load-loses-merges", "", count=count, wanted=len(merges))
         for i, (a, b) in enumerate(zip(got, merges, strict=True)):
             if a != b:
                 raise learner.mistake("load-changes-merges", "", i=i, yours=a, wanted=b)

@@ -258,7 +258,7 @@ MISTAKES = (
             'start with list(text.encode("utf-8"))',
             tuple(_learnt(begin=begin) for begin in _OTHER_TEXTS), _CHANGES),
     ExerciseMistake("merges-shared", 1, "merges = {} in the class, or an argument merges={}",
-            "a new {name}() already has {count} merges, those of another tokenizer: all "
+            "a new {name}() already has {count}, those of another tokenizer: all "
             "tokenizers share them",
             "an object in the class body, or in a default value of an argument, is made only once",
             "write self.merges = {} in __init__"),
@@ -433,12 +433,12 @@ MISTAKES = (
             at=r"\bids\.(pop|clear|remove|reverse|sort|insert|append|extend)\(|\bdel ids|"
             r"\bids\[.*\]\s*=(?!=)|\.(pop|clear|remove|popleft)\("),
     ExerciseMistake("load-loses-merges", 5, "load() that returns a new, empty tokenizer",
-            "after save and load, your tokenizer has {count} merges, expected {wanted}",
+            "after save and load, your tokenizer has {count}, expected {wanted}",
             "save must write every merge, and load must read every merge",
             "read every pair back into merges",
             at=r"json|split|read|merges|return"),
     ExerciseMistake("load-changes-merges", 5, "a set, sorted(), or keys as strings",
-            "after save and load, your merge number {i} is {yours}; before it was {wanted}",
+            "after save and load, your merge number {i} is {yours}; before save, it was {wanted}",
             "the order of the merges decides which pair is merged first; JSON turns keys into "
             "strings",
             "write the pairs as a list in their order, and read them back as tuples of ints",

@@ -11,7 +11,7 @@ from gptcli.course.exercises.explainer import ExerciseMistake
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import CheckFailed
 
-RATE = 0.5  # then two calls drop the same of n numbers with a probability of only 2^-n
+RATE = 0.5  # at this rate, two random masks of n numbers are equal with probability 2^-n
 
 
 def compare_calls(learner: Any, size: Any) -> CheckFailed | None:

@@ -340,8 +340,8 @@ MISTAKES = (
             "add up the losses, and divide by len(batches)",
             (partial(any_step, returns="last"), partial(any_step, returns="sum")), r"return"),
     ExerciseMistake("autograd-left-off", 6, "torch.set_grad_enabled(False)",
-            "after your {name} autograd stays switched off: no later training step could compute "
-            "gradients",
+            "after your `{name}`, autograd stays switched off: no later training step could "
+            "compute gradients",
             "a `with torch.no_grad():` switches autograd on again at its end",
             "write @torch.no_grad() above the function",
             at=r"set_grad_enabled|__enter__|inference_mode|no_grad|enter_context"),
@@ -349,7 +349,7 @@ MISTAKES = (
             "the model was in training mode for {count} of {of} batches",
             "dropout would change the loss", "call model.eval() first", at=r"def evaluate"),
     ExerciseMistake("left-in-eval-mode", 6, "model.train() left out",
-            "after your evaluate the model is still in evaluation mode",
+            "after your `evaluate`, the model is still in evaluation mode",
             "training would continue without dropout", "call model.train() at the end",
             at=r"\.eval\(|return"),
     ExerciseMistake("gradients-on", 6, "no torch.no_grad()",
@@ -361,7 +361,7 @@ MISTAKES = (
             "add up the losses, and divide by len(batches)",
             at=r"return"),
     ExerciseMistake("changes-the-model", 6, "requires_grad_(False), or backward in evaluate",
-            "after your evaluate the parameter `{name}` has other values than before, has a "
+            "after your `evaluate`, the parameter `{name}` has other values than before, has a "
             "gradient, or no longer requires a gradient", "an evaluation must only measure",
             "switch autograd off with torch.no_grad(), and change no parameter",
             at=r"requires_grad|backward|\.step\(|grad"),

@@ -186,7 +186,7 @@ def _functions(cls: type) -> list[FunctionType]:
             value = value.fget
         value = inspect.unwrap(value) if callable(value) else value
         own = isinstance(value, FunctionType) and value.__qualname__.startswith(cls.__qualname__)
-        if own and value.__code__.co_filename != "<string>":  # @dataclass made the others
+        if own and value.__code__.co_filename != "<string>":  # "<string>": made by @dataclass
             found.append(value)
     return found
 
@@ -220,8 +220,8 @@ def _blanked(source: _Source) -> list[str]:
 def _with_head(source: _Source, head: str) -> list[str]:
     """The lines of `_blanked`, with the statements `head` in the first line that is not needed.
 
-    The definitions above this line need no value from `head` until they are called: the file gives
-    all its names their values below them."""
+    The definitions above this line use no value from `head` before they are called: in the original
+    file, too, the names get these values below the definitions."""
     lines = _blanked(source)
     needed = {
         line
@@ -231,7 +231,7 @@ def _with_head(source: _Source, head: str) -> list[str]:
     free = next((i for i in range(len(lines)) if i + 1 not in needed), None)
     if free is None:
         return [*lines, head]
-    # A line `if True:` can contain no other statement, but it can execute one.
+    # No other statement fits in a line `if True:`, so the condition executes `head` instead.
     lines[free] = head if not lines[free] else f"if exec({head!r}) is None:"
     return lines
 

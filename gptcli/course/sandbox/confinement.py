@@ -224,8 +224,8 @@ def _keep_attributes() -> None:
 def _guard(folder: Path, hidden: Path, readable: Iterable[Path]) -> None:
     """Let Python refuse to change files outside `folder`, and to read files in `hidden`.
 
-    Files in `folder` can be read even if they are in `hidden`. So can the files in the folders
-    `readable`, because `.venv` is often beside the students' folders."""
+    Files in `folder` and in the folders `readable` can be read even if they are in `hidden`:
+    `.venv`, for example, is often beside the students' folders."""
     inside, secret = f"{folder}{os.sep}", f"{hidden}{os.sep}"
     open_here = tuple(f"{path}{os.sep}" for path in readable if hidden in path.parents)
     allowed = {*_DEVICES}

@@ -25,7 +25,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.errors import GptcliError
 
 START_S = 180.0  # importing torch from a slow disk can take minutes
-GRACE_S = 10.0  # added to the file's time limit, which the worker enforces itself
+GRACE_S = 10.0  # a worker that does not enforce a file's time limit is killed this much later
 MEMORY = 4 << 30  # bytes that the learner's code can allocate, besides torch's own memory
 IN_CHECK = "GPTCLI_IN_CHECK"  # set in the environment of each worker
 _BOOT = (
@@ -103,8 +103,8 @@ class Worker:
 
         With `follow`, runs the file once without checks, and returns {}. If the file does not
         finish, `Unfinished.doing` then names the step that the file reached. The file runs in
-        `folder`, by default the current one. Raises GptcliError if the file cannot be used or the
-        worker does not start, and Unfinished if the check does not finish."""
+        `folder`, by default the current folder. Raises GptcliError if the file cannot be used or
+        the worker does not start, and Unfinished if the check does not finish."""
         if self._closed:  # after Ctrl-C, another thread has closed this worker
             raise Unfinished("crash", "", "interrupted")
         if self._process is None:
@@ -201,7 +201,7 @@ class _Process:
             self._ready = True
 
     def send(self, request: dict[str, Any]) -> int:
-        """Send a request to the worker. Returns the request's number, which its answers repeat."""
+        """Send a request; return the request's number, which the worker repeats in each answer."""
         self._sent += 1
         assert self._popen.stdin is not None
         with contextlib.suppress(OSError):  # if the worker has died, receive() reports that

@@ -18,8 +18,9 @@ def find_part(spec: str, part: str) -> LearnerFile:
     """The file that `FILE` or `FILE:CLASS` names for a part, with the exercise that it belongs to.
 
     A file belongs to the exercise `modern` if it has the class that CLASSES gives for the part, but
-    not the part's usual class. If the user names a class, only this name counts: it must be the one
-    in CLASSES. Raises GptcliError if there is no such file, or if it is not Python."""
+    not the part's usual class. If the user names a class, the file belongs to `modern` only if this
+    name is the one in CLASSES. Raises GptcliError if there is no such file, or if it is not Python.
+    """
     file = find_file(spec, part)
     other = CLASSES.get(part)
     if other is None:
@@ -36,8 +37,8 @@ def find_part(spec: str, part: str) -> LearnerFile:
 def right_enough(file: LearnerFile, part: str, report: FileReport) -> bool:
     """Whether a wrong `file` can still serve as `part`: the steps that `part` needs are correct.
 
-    Only a norm of the exercise `modern` can, because it needs only step 1. An attention needs all
-    steps, so an attention always gives False."""
+    Only a wrong norm of the exercise `modern` can still serve, because a norm needs only step 1. An
+    attention needs all steps, so an attention always gives False."""
     if file.exercise != "modern" or part != "layernorm":
         return False
     return report.first_wrong_step is not None and report.first_wrong_step > 1

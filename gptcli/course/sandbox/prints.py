@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
+from gptcli.plurals import counted
+
 SHOWN = 20
 
 
@@ -46,5 +48,7 @@ def few_prints() -> Iterator[None]:
     finally:
         sys.stdout, sys.stderr = out, into
         if shown.lines > SHOWN:
-            into.write(f"... and {shown.lines - SHOWN:,} more lines printed by this file\n")
+            into.write(
+                f"... and {counted(shown.lines - SHOWN, 'more line')} printed by this file\n"
+            )
             into.flush()

@@ -4,8 +4,8 @@
  * reading order.
  *
  * A step computes rows. Each row is a token of a stream at a position. While texts are generated, a
- * step has one row of each running stream. Prompts are fed in chunks: such a step has many rows of
- * a stream, and can have rows of several streams.
+ * step has one row of each running stream. Prompts are fed in chunks: a step that feeds a chunk has
+ * many rows of a stream, and can have rows of several streams.
  * There are two ways to use threads. Either threads share the streams: each thread computes the
  * whole network for its streams. Or threads share the outputs of each product. No sum is divided
  * between threads, so no bit of the result depends on the number of threads. */

@@ -169,10 +169,10 @@ static int choose_token(const float *raw_logits, int V, const SamplingParams *pa
     return last;
 }
 
-/* Chooses a token that the array `after` allows. The first choice ignores the array. If it gives a
- * forbidden token, a second choice takes only allowed tokens. The random number of the second
- * choice is the lower 27 of the 53 bits of `uniform`. So the array changes the text of a seed only
- * if a first choice gives a forbidden token. */
+/* Chooses a token that the array `after` allows. The first choice ignores the array. If the first
+ * choice is a forbidden token, a second choice takes only allowed tokens. The random number of the
+ * second choice is the lower 27 of the 53 bits of `uniform`. So the array changes the text of a
+ * seed only if a first choice is a forbidden token. */
 static int choose_valid_token(const float *raw_logits, int V, const SamplingParams *params,
                               double uniform, const uint8_t *seen, const uint8_t *after,
                               const ChoiceScratch *c) {

@@ -111,7 +111,7 @@ static void loss_by_layers(const LossCall *call, Worker *w) {
     SHARED_FOR(w, k, groups) after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
     team_barrier(w);
     /* head_and_loss stores partial sums of the last norm's gradients in `partials`. If all layers
-     * share one Tiles, the layers use the same memory, but only after these sums are added up. */
+     * share one Tiles, the layers overwrite `partials`, but only after these sums are added up. */
     for (long m0 = 0; m0 < MB; m0 += g->head_blocks) {
         const long end = MB - m0 < g->head_blocks ? MB : m0 + g->head_blocks;
         const long first = m0 / g->group, parts = (end + g->group - 1) / g->group - first;

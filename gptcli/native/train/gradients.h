@@ -11,8 +11,8 @@
  * layer's inputs. N need not be a multiple of 16, the rows of a tile. */
 typedef struct {
     float *to;
-    /* In bfloat16: A tiles and B tiles. In float32: pieces. Those of a row block follow one another
-     * without a gap. */
+    /* In bfloat16: A tiles and B tiles. In float32: pieces. The tiles or pieces of a row block
+     * follow one another without a gap. */
     const num *outputs, *inputs;
     long output_block, input_block; /* distance between the tiles of two row blocks */
     long N, K;

@@ -76,8 +76,8 @@ static void pack_a_pieces_transposed(const num *X, long numbers, num *out) {}
 
 /* ---- products of attention ------------------------------------------------------------------- */
 
-/* Attention takes QUERIES queries at a time, and all keys up to the last of them. More queries
- * would waste time on keys that most of them do not see. Fewer than 32 are not possible in
+/* Attention takes QUERIES queries at a time, and all keys up to the last of these queries. More
+ * queries would waste time on keys that most of them do not see. Fewer than 32 are not possible in
  * bfloat16, because a tile has 32 inputs. `depth`, the number of products in a sum, is a multiple
  * of QUERIES. The rows of a B panel follow one another. */
 

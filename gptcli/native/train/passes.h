@@ -58,7 +58,7 @@ static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
  * first layer. */
 static Layer *saved_layer(const Pass *p, int l) { return p->g->layers + (p->training ? l : 0); }
 
-/* Where an array is computed that the gradient of a matrix needs. In float32, this is its final
+/* Where to compute an array that the gradient of a matrix needs. In float32, this is its final
  * place, `packed`. In bfloat16, it is `scratch`, and the array is packed into `packed` later. If no
  * backward pass follows, it is `scratch`, and nothing is packed. */
 INLINE num *before_packing(const Pass *p, num *scratch, num *packed) {
@@ -82,9 +82,8 @@ NOINLINE void piece_of_product(const num *A, int r, int rows, Panels w, int step
 }
 
 /* out (32, width) = a linear layer's outputs c to c + width - 1 for row block r of a group's A
- * (rows, K). width is a multiple of 32. A row block of A begins a_width numbers per row after the
- * one before. Rows of `out` are out_row apart. The forward pass uses the matrices in the order of
- * g->packed. */
+ * (rows, K). width is a multiple of 32. The row block begins with row r, at A + r * a_width. Rows
+ * of `out` are out_row apart. The forward pass uses the matrices in the order of g->packed. */
 INLINE void forward_piece(const num *A, long a_width, int r, int rows, const Packed *w, long c,
                           int width, float *out, long out_row) {
     const num *now = w->forward + c * w->K;

@@ -54,7 +54,7 @@ INLINE f32x16 exp2_in_range(f32x16 x) {
     return from_bits(add_ints(bits_of(y), shift_left(bits_of(shifted), 23)));
 }
 
-/* 2^x with a relative error of about 1e-7. If x is below -126, the result is 0. If it is above 127,
+/* 2^x with a relative error of about 1e-7. If x is below -126, the result is 0. If x is above 127,
  * the result is 2^127. NaN stays NaN. */
 INLINE f32x16 exp2_f32(f32x16 x) {
     return blend(less(x, broadcast(-126.0f)), zeros(),

@@ -150,7 +150,7 @@ INLINE void product(const bf16 *A, long a_row, long a_step, const bf16 *B, long 
                        C + 16 * p, c_row, 0);
 }
 
-/* product, which first starts to load `numbers` numbers from `next` on into the cache. */
+/* Like `product`, but first starts to load `numbers` numbers from `next` on into the cache. */
 INLINE void product_and_prefetch(const bf16 *A, long a_row, long a_step, const bf16 *B, long panel,
                                  int steps, int panels, float *C, long c_row, const bf16 *next,
                                  long numbers) {

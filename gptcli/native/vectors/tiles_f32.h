@@ -23,9 +23,10 @@ enum {
 static void tiles_begin(void) {}
 static void tiles_end(void) {}
 
-/* Memory that a product loads into the cache while it computes. If it loaded all of it at once, its
- * own loads would wait. So the first two groups of rows load `lines` lines of 64 bytes before every
- * eight products of a sum: the first group from `first` on, the second from `second` on. */
+/* Memory that a product loads into the cache while it computes. If all this memory were loaded at
+ * once, the loads of A and B would wait. So the first two groups of rows load `lines` lines of 64
+ * bytes before every eight products of a sum: the first group from `first` on, the second from
+ * `second` on. */
 typedef struct {
     const float *first, *second;
     int lines;
@@ -119,7 +120,7 @@ NOINLINE void product(const float *A, long a_row, long a_step, const float *B, l
     product_and_prefetch(A, a_row, a_step, B, panel, steps, panels, C, c_row, B, 0);
 }
 
-/* C (16, 16 panels) (+)= A B, a sum over `depth` products, a multiple of 16. Number (r, k) of A is
+/* C (16, 16 panels) (+)= A B, a sum over `depth` products. depth % 16 is 0. Number (r, k) of A is
  * at A + r * a_row + k * a_column. Panels of B are b_panel apart. Takes `most` products at a time,
  * whose A and B stay in the cache. */
 INLINE void multiply_16_rows(const float *A, long a_row, long a_column, const float *B,

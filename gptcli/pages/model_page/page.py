@@ -33,6 +33,7 @@ from gptcli.pages.model_page.story import (
     text_size,
 )
 from gptcli.pages.written import write
+from gptcli.plurals import counted
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import generate_one
 from gptcli.training.loading import Trained
@@ -155,7 +156,7 @@ def _windows(trained: Trained) -> tuple[Tensor, str]:
             count = max(1, min(_COMPARED, len(corpus.val) - 1) // width)
             idx, targets = next(iter(windows(corpus.val, width, count)))
             both = torch.cat((idx, targets[:, -1:]), dim=1)
-            return both, f"the first {targets.numel():,} tokens of the validation text"
+            return both, f"the first {counted(targets.numel(), 'token')} of the validation text"
     text = generate_one(
         trained.model,
         trained.tokenizer,
@@ -167,7 +168,7 @@ def _windows(trained: Trained) -> tuple[Tensor, str]:
     ids = trained.tokenizer.encode(text or "") or trained.tokenizer.start_ids() * 2
     length = min(width, len(ids) - 1)
     rows = [ids[at : at + length + 1] for at in range(0, len(ids) - length, length)]
-    return torch.tensor(rows), f"{len(rows) * length:,} tokens that the model wrote"
+    return torch.tensor(rows), f"{counted(len(rows) * length, 'token')} that the model wrote"
 
 
 def first_prompt(trained: Trained, story: Story) -> str:

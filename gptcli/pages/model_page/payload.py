@@ -201,7 +201,7 @@ def _described(tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes]:
         return found | {"special": {str(tokenizer.eot): name}}, b""
     if isinstance(tokenizer, ImportedTokenizer):
         raise GptcliError(
-            "the tokenizer of this imported run does not split texts like GPT-2's, so it cannot "
+            "the tokenizer of this imported run does not split texts as GPT-2's does, so it cannot "
             "run in a page",
             "share the model with gptcli export",
             exit_code=1,

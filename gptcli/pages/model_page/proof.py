@@ -23,6 +23,7 @@ from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT
 from gptcli.pages.model_page import arithmetic
 from gptcli.pages.model_page.programs import Answer, Program, ProgramError
+from gptcli.plurals import counted
 from gptcli.sampling.streams import window_start
 from gptcli.sampling.valid_text import as_tensor, state_after, table_of
 from gptcli.tokenization import Tokenizer
@@ -85,8 +86,8 @@ def prove(payload: str, rounded: GPT, tokenizer: Tokenizer, program: Program | N
         difference = float((logits[0] - found).abs().max())
         if not difference <= TOLERANCE:
             raise _refused(
-                f"{name} computes other logits: after a prompt of {len(start):,} tokens they "
-                f"differ by {difference:.2g}"
+                f"{name} computes other logits: after a prompt of "
+                f"{counted(len(start), 'token')} they differ by {difference:.2g}"
             )
         largest = max(largest, difference)
         close_calls += _greedy(logits, start, tokens, table, name)
@@ -131,7 +132,9 @@ def _greedy(
         behind = logits.amax(dim=1) - taken
     if not float(behind.max()) <= TOLERANCE:
         at = int((~(behind <= TOLERANCE)).nonzero()[0])
-        raise _refused(f"{name} writes another greedy text: it differs from token {at + 1} on")
+        raise _refused(
+            f"{name} writes another greedy text: token {at + 1} is the first that differs"
+        )
     return int((behind > 0).sum())
 
 

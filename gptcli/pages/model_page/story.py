@@ -20,6 +20,7 @@ from gptcli.events import Evaluated, StepDone
 from gptcli.files.bounded import read_lines
 from gptcli.files.shipped import shipped_texts
 from gptcli.model.gpt import count_parameters
+from gptcli.plurals import agreeing, counted
 from gptcli.training.loading import Trained
 from gptcli.training.run_folder import read_status
 from gptcli.training.training_state import progress_of
@@ -163,10 +164,10 @@ def _facts(
     layout = {"qwen3": "Qwen3", "llama": "Llama", "gpt2": "GPT-2"}[config.traits.model_type]
     yield (
         "Network",
-        f"{layout}'s layout: {_count(config.n_layer, 'layer')} of {_count(config.n_head, 'head')}, "
-        f"{config.n_embd} channels",
+        f"{layout}'s layout: {counted(config.n_layer, 'layer')} of "
+        f"{counted(config.n_head, 'head')}, {config.n_embd} channels",
     )
-    yield "Looks back", _count(config.block_size, "token")
+    yield "Looks back", counted(config.block_size, "token")
     kinds = {
         "char": "characters",
         "byte": "bytes",
@@ -176,15 +177,16 @@ def _facts(
     kind = trained.tokenizer.kind
     yield "Tokens", f"{trained.tokenizer.vocab_size:,} {kinds.get(kind, kind)}"
     if progress.tokens:
-        yield "Has read", f"{human_count(progress.tokens, short=True)} tokens in training"
-        yield "Learned in", f"{_time(progress.seconds)}, {_count(trained.step, 'step')}"
+        read = human_count(progress.tokens, short=True)
+        yield "Has read", f"{read} {agreeing(progress.tokens, 'token')} in training"
+        yield "Learned in", f"{_time(progress.seconds)}, {counted(trained.step, 'step')}"
     machine = status.get("machine")
     if isinstance(machine, dict) and machine.get("device"):
         cores = machine.get("cores")
         device = {"cpu": "processor", "cuda": "NVIDIA GPU", "mps": "Apple GPU"}.get(
             str(machine["device"]), str(machine["device"])
         )
-        on_cores = f", {_count(cores, 'core')}" if isinstance(cores, int) else ""
+        on_cores = f", {counted(cores, 'core')}" if isinstance(cores, int) else ""
         yield "Machine", f"{device}{on_cores}, {trained.config.run.dtype}"
     if progress.val_loss is not None:
         yield "Loss on unseen text", _loss_in_words(progress.val_loss)
@@ -203,21 +205,17 @@ def _loss_in_words(loss: float) -> str:
 def _time(seconds: float) -> str:
     """A time in words: "42 seconds", "17 minutes", "2 hours 5 minutes"."""
     if seconds < 90:
-        return _count(round(seconds), "second")
+        return counted(round(seconds), "second")
     hours, minutes = divmod(round(seconds / 60), 60)
     if not hours:
-        return _count(minutes, "minute")
-    return _count(hours, "hour") + (f" {_count(minutes, 'minute')}" if minutes else "")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' if number != 1 else ''}"
+        return counted(minutes, "minute")
+    return counted(hours, "hour") + (f" {counted(minutes, 'minute')}" if minutes else "")
 
 
 def file_size(size: int) -> str:
     """A size in bytes as text: "812 bytes", "1.1 MB"."""
     if size < 1000:
-        return f"{size} bytes"
+        return counted(size, "byte")
     return f"{size / 1e3:.0f} KB" if size < 999_500 else f"{size / 1e6:.1f} MB"
 
 

@@ -26,6 +26,7 @@ from gptcli.course.attention.conventions.weights import (
     take_inventory,
 )
 from gptcli.course.attention.projections import Projection, ProjectionError, Projections
+from gptcli.plurals import counted
 
 SQUARE, FUSED, PAIR, HEADS, FUSED_HEADS = "square", "fused", "pair", "heads", "fused heads"
 TENSOR, FUSED_TENSOR, SHARED, BLOCKS, SLICES = (
@@ -147,7 +148,8 @@ class Layout:
             outputs = tensor.shape[0] if tensor.dim() == 2 else None
             if bias is not None and outputs is not None and bias.numel() != outputs:
                 raise ProjectionError(
-                    f"`{name}` has {outputs} outputs and a bias of {bias.numel()} numbers",
+                    f"`{name}` has {counted(outputs, 'output')} and a bias of "
+                    f"{counted(bias.numel(), 'number')}",
                     "projection-shape",
                 )
         flat = [None if b is None else b.reshape(-1) for b in biases]

@@ -261,8 +261,8 @@ BANK = (
         "projection-of-x",
         8,
         "self.c_proj(x)",
-        "your output projection takes x, ({B}, {T}, {C}): everything that you computed before "
-        "it is unused",
+        "your output projection takes x, ({B}, {T}, {C}), so nothing uses the result of your "
+        "weighted sum",
         "what should the last layer mix?",
         "apply c_proj to the merged heads and return the result",
         _projected_by(lambda p, m: output(p, p.x)),

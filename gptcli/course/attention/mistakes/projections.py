@@ -231,8 +231,8 @@ BANK = (
         "output-projection-on-values",
         1,
         "v = self.c_proj(self.value(x))",
-        "you apply the output projection, ({C}, {C}), to the values, before the weighted sum; its "
-        "input is the merged heads",
+        "you apply the output projection, ({C}, {C}), to the values, before the weighted sum; the "
+        "output projection must get the merged heads",
         "which layer comes after the heads are side by side again?",
         "v is self.value(x); call c_proj once, at the end",
         (

@@ -319,8 +319,8 @@ BANK = (
         "value-viewed-in-product",
         7,
         "weights @ v.reshape(...)",
-        "you reshape the values, ({T}, {D}) for each head, once more before the product, which "
-        "moves numbers between tokens",
+        "you reshape the values, ({T}, {D}) for each head, once more before the product: this "
+        "reshape moves numbers between tokens",
         "the values are ready after the split",
         "multiply by v of shape (..., {T}, {D})",
         _mixed_by(lambda p, w, v: w @ v.reshape(p.B, p.H, p.D, p.T).transpose(-1, -2)),

@@ -25,6 +25,9 @@ function percent(share) {
   return `${value < 9.95 && value > 0 ? value.toFixed(1) : Math.round(value)} %`;
 }
 
+/** A count with its noun in the singular or plural: "1 token", "3 tokens". */
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
 /** A number with two decimals and a real minus sign. */
 const number = (value) => value.toFixed(2).replace("-", "\u2212");
 
@@ -79,7 +82,7 @@ function vector(what, numbers, inside = null) {
   svg.setAttribute("role", "img");
   svg.setAttribute(
     "aria-label",
-    `${what}: ${numbers.length} numbers from ${number(low)} to ${number(high)}`,
+    `${what}: ${counted(numbers.length, "number")} from ${number(low)} to ${number(high)}`,
   );
   add("line", { x1: 0, x2: numbers.length, y1: 20, y2: 20 });
   numbers.forEach((value, i) => {

@@ -40,8 +40,8 @@ function showSteps({ found, model, tokens, at, layer, head }) {
       [
         text(
           K < H
-            ? `The query is cut into ${H} parts of ${D} numbers, the key and the value into ${K}. So ${H / K} heads share one part of the key and of the value.`
-            : `Each list is cut into ${H} parts of ${D} numbers.`,
+            ? `The query is cut into ${counted(H, "part")} of ${counted(D, "number")}, the key and the value into ${K}. So ${H / K} heads share one part of the key and of the value.`
+            : `Each list is cut into ${counted(H, "part")} of ${counted(D, "number")}.`,
           ` Head ${head + 1} gets the framed parts, and does not see the others.`,
         ),
         vector(`query of head ${head + 1}`, found.rawQuery),
@@ -66,7 +66,7 @@ function showSteps({ found, model, tokens, at, layer, head }) {
       "Folding batch and heads",
       [
         text(
-          `The heads do not need each other, so they are ${H} separate problems of the same shape: ${weights.length} token${weights.length === 1 ? "" : "s"} of ${D} numbers each. In training, the computer solves them together, as one stack that holds the heads of many texts.`,
+          `The heads do not need each other, so they are ${counted(H, "separate problem")} of the same shape: ${counted(weights.length, "token")} of ${counted(D, "number")} each. In training, the computer solves them together, as one stack that holds the heads of many texts.`,
         ),
         element(
           "div.folded",
@@ -123,7 +123,7 @@ function showSteps({ found, model, tokens, at, layer, head }) {
         ),
         weights.length > ROWS
           ? text(
-              `The other ${weights.length - ROWS} tokens together get ${percent(1 - order.reduce((sum, s) => sum + weights[s], 0))}.`,
+              `The other ${counted(weights.length - ROWS, "token")} together ${weights.length - ROWS === 1 ? "gets" : "get"} ${percent(1 - order.reduce((sum, s) => sum + weights[s], 0))}.`,
             )
           : null,
       ],
@@ -147,7 +147,7 @@ function showSteps({ found, model, tokens, at, layer, head }) {
       "Concatenation and projection",
       [
         text(
-          `The results of the ${H} heads are joined into one list, and a last matrix turns this list into ${C} numbers. These are added to the numbers of ${subject}, which now also tell something about the tokens before it.`,
+          `The results of the ${counted(H, "head")} are joined into one list, and a last matrix turns this list into ${C} numbers. These are added to the numbers of ${subject}, which now also tell something about the tokens before it.`,
         ),
         vector(`results of all heads`, found.all.flat(), [head * D, (head + 1) * D]),
         vector("what is added to the token", found.projected),

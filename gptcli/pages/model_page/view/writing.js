@@ -119,7 +119,7 @@ class Writing {
       byId("echo").textContent = this.decoded(this.prompt);
     }
     if (ids.length > this.prompt.length)
-      note += ` Only the first ${this.prompt.length} tokens of your beginning are used.`;
+      note += ` Only the first ${counted(this.prompt.length, "token")} of your beginning ${this.prompt.length === 1 ? "is" : "are"} used.`;
     byId("prompt-note").textContent = note;
     this.showText();
     byId("status").textContent = "";
@@ -207,7 +207,6 @@ class Writing {
   }
 
   report(written, seconds, stopped) {
-    const tokens = `${written} token${written === 1 ? "" : "s"}`;
     const speed =
       written > 20 ? `, ${Math.round(written / seconds).toLocaleString("en")} per second` : "";
     const why = {
@@ -215,7 +214,7 @@ class Writing {
       stop: " Stopped.",
       longest: " The text has the greatest length that this page allows.",
     };
-    return `Wrote ${tokens}${speed}.${why[stopped] ?? ""}`;
+    return `Wrote ${counted(written, "token")}${speed}.${why[stopped] ?? ""}`;
   }
 
   undo() {
