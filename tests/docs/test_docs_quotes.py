@@ -65,8 +65,9 @@ EXCEPTIONS = {
     ("docs/course/week-4", "invalid start byte, at line"): "an error of Python",
     ("docs/course/week-8", "size of tensor a"): "an error of PyTorch",
     ("docs/course/week-8", "must match the size of tensor b"): "an error of PyTorch",
-    ("docs/course/check-layernorm.svg", "wrong: you divide the squares by C"):
-        "the picture is older than the message: make pictures",
+    ("docs/check-attention.svg", "recognised: query, key, value: `qkv`; output:"): JOINED,
+    ("docs/course/check-attention.svg",
+     "recognised: query: `query`; key: `key`; value: `value`; output:"): JOINED,
 }  # fmt: skip
 """(Beginning of the place, words) -> the reason why the strings of gptcli do not have them."""
 
