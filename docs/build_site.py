@@ -276,8 +276,10 @@ def config() -> dict[str, object]:
 
 
 def build(out: Path) -> None:
-    """Build the site into a folder, and replace an earlier site there. Ends the program if the
-    folder holds other files, a link is wrong, or zensical prints a warning."""
+    """Build the site into a folder, and replace an earlier site there with all its files.
+
+    Ends the program if the folder holds files but no site, a link is wrong, or zensical prints a
+    warning."""
     if importlib.util.find_spec("zensical") is None:
         fail("zensical is not installed; `make docs` installs it if Python is 3.11 or newer")
     is_site = (out / "search.json").is_file() and (out / "index.html").is_file()

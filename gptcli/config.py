@@ -232,9 +232,9 @@ class TokenizerConfig(_Section):
 
 
 def width_unit(arch: ArchName, n_head: int) -> int:
-    """The number that must divide n_embd: n_head, or 2 n_head with rotary positions.
+    """The number that must divide n_embd if head_dim is not set.
 
-    Rotary positions rotate pairs of channels."""
+    It is n_head, or 2 n_head with rotary positions, because they rotate pairs of channels."""
     return n_head * (2 if arch_named(arch).positions == "rotary" else 1)
 
 

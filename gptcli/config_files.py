@@ -149,7 +149,7 @@ def find_config(name: str) -> Path:
     shipped = shipped_configs()
     if name in shipped:  # `course` is the shipped config, and `./course` is a file
         return shipped[name]
-    if os.path.isfile(path):  # noqa: PTH113 (False for a name that no file can have)
+    if os.path.isfile(path):  # noqa: PTH113 (False, and no OSError, if no file can have the name)
         return path
     if os.path.isdir(path):  # noqa: PTH112
         raise GptcliError(f"{name} is a folder, not a config", "name a .yaml file inside it")

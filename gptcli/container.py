@@ -46,16 +46,21 @@ def cpu_quota() -> float | None:
 
 
 def memory_limits() -> list[tuple[int, int]]:
-    """For each memory limit of this process's cgroups: (limit, memory in use), in bytes."""
+    """For each memory limit of this process's cgroups: (limit, memory in use), in bytes.
+
+    The page cache of files that were not read lately does not count as used, because Linux frees it
+    if a program needs memory."""
     found = []
     for folder in _folders("memory"):
-        for limit_file, used_file in (
-            ("memory.max", "memory.current"),  # v2
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),  # v1
+        for limit_file, used_file, cache in (
+            ("memory.max", "memory.current", "inactive_file"),  # v2
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # v1
         ):
             limit = _numbers(folder / limit_file)
             if limit and limit[0] < _NO_LIMIT:
-                found.append((limit[0], sum(_numbers(folder / used_file)[:1])))
+                used = sum(_numbers(folder / used_file)[:1])
+                freed = _named_number(folder / "memory.stat", cache)
+                found.append((limit[0], max(0, used - freed)))
     return found
 
 
@@ -87,6 +92,17 @@ def _folders(controller: str) -> Iterator[Path]:
                 if folder not in seen:
                     seen.add(folder)
                     yield folder
+
+
+def _named_number(path: Path, name: str) -> int:
+    """The number after `name` in a file with a name and a number in each line; 0 without it."""
+    try:
+        for line in path.read_text("ascii").splitlines():
+            if line.startswith(f"{name} "):
+                return int(line.removeprefix(f"{name} "))
+    except (OSError, ValueError):
+        pass
+    return 0
 
 
 def _numbers(path: Path) -> list[int]:

@@ -85,6 +85,10 @@ def test_threads_follow_the_quota(system: Path, monkeypatch: pytest.MonkeyPatch)
         ({}, []),
         ({"cgroup/memory.max": "max"}, []),
         ({"cgroup/memory.max": "300", "cgroup/memory.current": "100"}, [(300, 100)]),
+        ({"cgroup/memory.max": "300", "cgroup/memory.current": "290",
+          "cgroup/memory.stat": "anon 9\ninactive_file 200\nactive_file 80"}, [(300, 90)]),
+        ({"cgroup/memory.max": "300", "cgroup/memory.current": "100",
+          "cgroup/memory.stat": "inactive_file 200"}, [(300, 0)]),
         (
             {**V2, "cgroup/a/b/memory.max": "500", "cgroup/a/memory.max": "400",
              "cgroup/a/memory.current": "50"},

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import GptcliError, cropped
+from gptcli.number_values import real_number, whole_number
 
 if TYPE_CHECKING:
     from gptcli.sampling.generate import SampleRequest
@@ -31,26 +31,29 @@ class Generation:
     stop: Sequence[str] = ()
     seed: int | None = None
 
-    def refuse_wrong(self, spelt: Callable[[str], str] = str) -> None:
-        """Raise GptcliError if a value has a wrong type or is out of range.
+    def checked(self, spelt: Callable[[str], str] = str) -> Generation:
+        """The same options, with each number as Python's int or float.
 
-        `spelt` returns the name that messages use for a parameter, such as "--top-k" for top_k."""
-        refuse_number(spelt("max_new_tokens"), self.max_new_tokens, 0)
-        for name, least in (("top_k", 1), ("seed", 0)):
-            if getattr(self, name) is not None:
-                refuse_number(spelt(name), getattr(self, name), least)
+        `spelt` returns the name that messages use for a parameter, such as "--top-k" for top_k.
+        Raises GptcliError if a value has a wrong type or is out of range."""
+        found: dict[str, Any] = {}
+        for name, least in (("max_new_tokens", 0), ("top_k", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None or name == "max_new_tokens":
+                found[name] = checked_number(spelt(name), value, least)
         for name, usual, most in (
             ("temperature", "0.5 to 1.2", math.inf),
             ("repetition_penalty", "1 to 1.3", math.inf),
             ("top_p", "0.9 to 0.98", 1.0),
             ("min_p", "0.01 to 0.1", 1.0),
         ):
-            value = getattr(self, name)
-            if value is None and name in ("top_p", "min_p"):
+            given = getattr(self, name)
+            if given is None and name in ("top_p", "min_p"):
                 continue
-            if not isinstance(value, (int, float)) or not _is_finite(value):
+            value = real_number(given)
+            if value is None or not math.isfinite(value):
                 raise GptcliError(
-                    f"{spelt(name)} must be a finite number; got {cropped(str(value))}",
+                    f"{spelt(name)} must be a finite number; got {cropped(repr(given))}",
                     f"{usual} is usual",
                 )
             if not 0.0 <= value <= most:
@@ -58,16 +61,18 @@ class Generation:
                 raise GptcliError(
                     f"{spelt(name)} must be {limits}; got {value:g}", f"{usual} is usual"
                 )
-        if not 0.01 <= self.repetition_penalty <= 100:
+            found[name] = value
+        if not 0.01 <= found["repetition_penalty"] <= 100:
             raise GptcliError(
                 f"{spelt('repetition_penalty')} must be 0.01 to 100; got "
-                f"{self.repetition_penalty:g}",
+                f"{found['repetition_penalty']:g}",
                 "1 changes nothing, 1.1 to 1.3 is usual",
             )
         if "" in self.stop:
             raise GptcliError(
                 f"{spelt('stop')} takes a text of at least one character", "leave it out"
             )
+        return replace(self, **found)
 
     def params(self) -> SamplingParams:
         """The sampling parameters alone: temperature, top-k, top-p, min-p, repetition penalty."""
@@ -81,7 +86,7 @@ class Generation:
         """The seed; a random seed if none is set."""
         import secrets
 
-        return secrets.randbelow(2**31) if self.seed is None else operator.index(self.seed)
+        return secrets.randbelow(2**31) if self.seed is None else self.seed
 
 
 def stops_of(stop: Any) -> tuple[str, ...]:
@@ -97,24 +102,15 @@ def stops_of(stop: Any) -> tuple[str, ...]:
     return stops
 
 
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number too large for a float
-        return False
-
-
-def refuse_number(name: str, value: Any, least: int) -> None:
-    """Raise GptcliError unless a value is a whole number of at least `least`."""
-    try:
-        wrong = operator.index(value) < least
-    except TypeError:
-        wrong = True
-    if wrong:
+def checked_number(name: str, value: Any, least: int) -> int:
+    """The value as an int. Raises GptcliError if it is no whole number of at least `least`."""
+    number = whole_number(value)
+    if number is None or number < least:
         raise GptcliError(
             f"{name} must be a whole number, {least} or more; got {cropped(repr(value))}",
             "for example 40",
         )
+    return number
 
 
 def requests_of(

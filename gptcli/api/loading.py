@@ -142,7 +142,8 @@ def is_foreign(path: Path) -> bool:
 def open_foreign(path: Path) -> Trained:
     """The model in another program's folder, in float32 on the CPU and in evaluation mode.
 
-    Raises GptcliError if the files are damaged, or if gptcli cannot compute this model exactly."""
+    Raises GptcliError if a file is missing or damaged, or if gptcli cannot compute this model
+    exactly."""
     from gptcli.interop.imports import read_foreign
 
     return read_foreign(path)[0]

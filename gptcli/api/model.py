@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from gptcli.api.generation import (
     MOST_SAMPLES,
     Generation,
-    refuse_number,
+    checked_number,
     requests_of,
     stops_of,
 )
@@ -26,8 +26,9 @@ from gptcli.api.loading import (
 )
 from gptcli.api.named_run import named_run
 from gptcli.api.user_files import UserFiles
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, cropped
 from gptcli.files.paths import expanded
+from gptcli.number_values import whole_number
 from gptcli.openmp import spin_briefly
 from gptcli.plurals import counted
 
@@ -74,11 +75,14 @@ def load(
     refuse_unknown("device", device, DEVICES)
     refuse_unknown("dtype", dtype, (*DTYPES, "int8"))
     if threads is not None:
-        refuse_number("threads", threads, 1)
+        threads = checked_number("threads", threads, 1)
     name = path_text("run", run)
     path = expanded(name) if name is not None else Path()
     if name is None or not is_foreign(path):
         path = named_run(name, "sample")
+    step = whole_number(checkpoint)
+    if step is not None:
+        checkpoint = step
     loaded = load_for_sampling(
         path,
         None if checkpoint is None else str(checkpoint),
@@ -201,8 +205,7 @@ class Model:
             repetition_penalty,
             stops_of(stop),
             seed,
-        )
-        wanted.refuse_wrong()
+        ).checked()
         prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
         requests = self._requests(prompts, _count(n))
         if not requests:
@@ -247,8 +250,7 @@ class Model:
             repetition_penalty,
             stops_of(stop),
             seed,
-        )
-        wanted.refuse_wrong()
+        ).checked()
         return self._pieces(self._requests([prompt], 1), wanted)
 
     def _pieces(self, requests: list[SampleRequest], wanted: Generation) -> Iterator[str]:
@@ -340,9 +342,11 @@ class Model:
                 f"{idx.shape[-1]:,} tokens are more than the context length of {most:,}",
                 f"give only the last {counted(most, 'token')}",
             )
+        # PyTorch has no minimum of uint16, which is the dtype of `tokenizer.encode_array`.
+        idx = idx.to(self.module.wte.weight.device, torch.int64)
         for bad in (int(idx.min()), int(idx.max())):
             self.tokenizer.token_bytes(bad)  # raises if an id is outside the vocabulary
-        return idx.to(self.module.wte.weight.device, torch.int64)
+        return idx
 
     # ---- facts ---------------------------------------------------------------------------
 
@@ -409,6 +413,9 @@ def _count(n: int | None) -> int:
     Raises GptcliError if `n` is out of range."""
     if n is None:
         return 1
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST_SAMPLES:
-        raise GptcliError(f"n must be 1 to {MOST_SAMPLES:,}; got {n!r}", "for example n=3")
-    return n
+    count = whole_number(n)
+    if count is None or not 1 <= count <= MOST_SAMPLES:
+        raise GptcliError(
+            f"n must be 1 to {MOST_SAMPLES:,}; got {cropped(repr(n))}", "for example n=3"
+        )
+    return count

@@ -45,6 +45,7 @@ from gptcli.api.user_files import UserFiles, split_tokenizer
 from gptcli.api.wanted_config import GivenConfig
 from gptcli.errors import GptcliError
 from gptcli.events import Event, Finished, Notice, RunStarted
+from gptcli.number_values import python_value, real_number
 from gptcli.openmp import spin_briefly
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def train(
     weights equal those of `gptcli train`, to the last bit."""
     spin_briefly()
     words = _words(overrides)
-    _refuse_minutes(minutes)
+    minutes = _checked_minutes(minutes)
     folder, base = path_text("out", out), path_text("from_run", from_run)
     tokenizer, copy_to = path_text("tokenizer", tokenizer), path_text("copy_to", copy_to)
     tokenizer_file, words = split_tokenizer(
@@ -480,27 +481,30 @@ def _target(config: Any) -> Target | GivenConfig:
     )
 
 
-def _refuse_minutes(minutes: Any) -> None:
-    """Raise GptcliError unless the time limit is None or a number of minutes."""
-    if minutes is not None and not (
-        isinstance(minutes, (int, float))
-        and not isinstance(minutes, bool)
-        and 0 < minutes <= _MOST_MINUTES
-    ):
+def _checked_minutes(minutes: Any) -> float | None:
+    """The time limit as a float; None for None.
+
+    Raises GptcliError if it is no number of minutes."""
+    if minutes is None:
+        return None
+    number = real_number(minutes)
+    if number is None or not 0 < number <= _MOST_MINUTES:
         raise GptcliError(
             f"minutes must be a number above 0, {_MOST_MINUTES:,} or less; got "
             f"{cropped_value(minutes)}",
             "for example minutes=1",
         )
+    return number
 
 
 def _plain(value: Any) -> Any:
-    """The value, with mappings as dicts, tuples as lists and paths as text."""
+    """The value, with mappings as dicts, tuples as lists, paths as text, and NumPy's and PyTorch's
+    scalars as Python's."""
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    return os.fspath(value) if isinstance(value, os.PathLike) else python_value(value)
 
 
 def _words(overrides: Any) -> list[str]:

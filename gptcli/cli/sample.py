@@ -148,7 +148,7 @@ class GenerationOptions:
         """A Generation with the values of these options, except the number of samples.
 
         Raises GptcliError if a value is out of range."""
-        found = Generation(
+        return Generation(
             self.max_new_tokens,
             self.temperature,
             self.top_k,
@@ -157,9 +157,7 @@ class GenerationOptions:
             self.repetition_penalty,
             self.stop or (),
             self.seed,
-        )
-        found.refuse_wrong(lambda name: "--" + name.replace("_", "-"))
-        return found
+        ).checked(lambda name: "--" + name.replace("_", "-"))
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def sweep(
     from gptcli.cli.output import note
     from gptcli.experiments.arms import Arm
     from gptcli.experiments.grid import grid_of
-    from gptcli.experiments.trials import Trial, train_all
+    from gptcli.experiments.trials import Base, Trial, train_all
     from gptcli.pages.run_data import read_run
     from gptcli.pages.written import refuse_existing
 
@@ -64,11 +64,15 @@ def sweep(
     page = expanded(html) if html is not None else None
     if page is not None:
         refuse_existing(page, overwrite=overwrite)
-    source, name, base = _config(config)
+    source, name, from_run = _config(config)
     folder = expanded(out) if out is not None else Path("runs") / f"{name}-sweep"
     share = minutes / len(points) if minutes is not None else None
     plan = {"config": name, "shared": sorted(shared), "minutes_each": share}
-    _remember(folder, plan if base is None else {**plan, "from": base})
+    step = _remember(folder, plan, from_run)
+    base = None
+    if from_run is not None:
+        base = Base(from_run, step, f"delete or rename {folder}, and run the command again")
+        note(f"each run starts from the weights of {from_run}, step {step}")
     trials = [
         Trial(point.name, folder / point.name, source, [*shared, *point.overrides], share, base)
         for point in points
@@ -94,14 +98,16 @@ def sweep(
 def _config(word: str) -> tuple[str, str, str | None]:
     """The config that `word` means, the sweep's name, and the base run if `word` is a fine-tune.
 
-    `word` can be a path, the name of a shipped config, or a run. The config is a path, or the name
-    of a shipped config. Raises GptcliError if the run has the user's parts."""
+    `word` can be a path, the name of a shipped config, or a run. The config.yaml of a run stands
+    for the run, because it does not name the run's base. The config is a path, or the name of a
+    shipped config. Raises GptcliError if the run has the user's parts."""
     from gptcli.model.user_parts import parts_of
     from gptcli.training import run_folder
     from gptcli.training.run_commands import base_of
 
     path = expanded(word)
-    for run in (path, Path("runs") / word):
+    names_config = path.name == "config.yaml" and path.is_file()
+    for run in [path.parent] if names_config else [path, Path("runs") / word]:
         if (run / "config.yaml").is_file() and (run / "tokenizer.json").is_file():
             run_folder.read_config(run)
             status = run_folder.read_status(run)
@@ -111,29 +117,53 @@ def _config(word: str) -> tuple[str, str, str | None]:
                     "train each setting with `gptcli train`, and compare the runs with "
                     "`gptcli compare`",
                 )
-            return str(run / "config.yaml"), run.resolve().name, base_of(status)
+            name = path.stem if names_config else run.resolve().name
+            return str(run / "config.yaml"), name, base_of(status)
     return word, path.stem if path.suffix else path.name, None
 
 
-def _remember(folder: Path, plan: dict[str, Any]) -> None:
-    """Write sweep.json into the folder.
+def _remember(folder: Path, plan: dict[str, Any], from_run: str | None) -> int | None:
+    """Write sweep.json into the folder, unless it is there.
 
-    Raises GptcliError if the folder has another sweep or other files."""
+    Returns the step of the weights of `from_run` from which the runs of this sweep start; None
+    without `from_run`. Raises GptcliError if the folder has another sweep or other files."""
+    from gptcli.experiments.trials import best_step_now
     from gptcli.pages.written import write
 
-    path = folder / "sweep.json"
+    path, step = folder / "sweep.json", None
+    if from_run is not None:
+        plan = {**plan, "from": from_run}
     if path.exists():
         try:
             before = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
             before = None
+        if isinstance(before, dict):
+            step = before.pop("from_step", None)
         if before != plan:
             raise GptcliError(
                 f"{folder} has the runs of another sweep (sweep.json differs)",
                 "name another folder with --out, or delete this folder",
             )
-        return
+        if from_run is not None and not isinstance(step, int):  # an earlier version wrote the file
+            step = _step_of_runs(folder)
+            step = best_step_now(from_run) if step is None else step
+        return step
     if folder.is_dir() and any(folder.iterdir()):
         raise GptcliError(f"{folder} is not empty", "name another folder with --out")
+    if from_run is not None:
+        step = best_step_now(from_run)
+        plan["from_step"] = step
     folder.mkdir(parents=True, exist_ok=True)
     write(path, json.dumps(plan, indent=1) + "\n")
+    return step
+
+
+def _step_of_runs(folder: Path) -> int | None:
+    """The step of the base's weights from which a run in `folder` started; None if none started."""
+    from gptcli.experiments.trials import has_begun
+    from gptcli.training.run_commands import base_step_of
+    from gptcli.training.run_folder import list_runs, read_status
+
+    steps = (base_step_of(read_status(run)) for run in list_runs(folder) if has_begun(run))
+    return next((step for step in steps if step is not None), None)

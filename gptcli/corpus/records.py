@@ -15,6 +15,7 @@ from gptcli.corpus.progress import Advance, ignore
 from gptcli.corpus.reading import CHUNK, Piece, decoded, lines, open_bytes
 from gptcli.errors import GptcliError
 from gptcli.files.names import STANDARD_INPUT, shown
+from gptcli.plurals import counted
 
 FIELD = "text"
 """The field that holds the text, unless data.field names another field."""
@@ -98,7 +99,8 @@ def json_entries(
     entry = 0
     while (mark := buffer.next()) != "]":
         if entry and mark != ",":
-            raise buffer.error("a comma or the end of the list is missing after", entry)
+            what = f"a comma or the end of the list is missing after entry {entry} of the list"
+            raise buffer.error(what, entry)
         if entry:
             buffer.skip()
             buffer.next()
@@ -106,7 +108,8 @@ def json_entries(
         yield buffer.place(entry), buffer.value(entry)
     buffer.skip()
     if buffer.next():
-        raise buffer.error("text comes after the end of the list, after", entry)
+        count = counted(entry, "entry", "entries")
+        raise buffer.error(f"text comes after the end of the list, which has {count}", entry)
 
 
 class _JsonBuffer:
@@ -144,7 +147,7 @@ class _JsonBuffer:
 
         Error messages call it entry number `entry` of the list."""
         if not self.next():
-            raise self.error("the file ends before", entry)
+            raise self.error(f"the file ends before entry {entry} of the list", entry)
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
@@ -157,9 +160,11 @@ class _JsonBuffer:
                             f"{reading.LINE_LIMIT:,} characters",
                             "split the document in this entry, or save it as a plain text file",
                         ) from error
-                    raise self.error(f"not JSON: {error.msg}, in", entry) from error
+                    what = f"not JSON: {error.msg}, in entry {entry} of the list"
+                    raise self.error(what, entry) from error
             except (ValueError, RecursionError) as error:
-                raise self.error(f"JSON that cannot be read ({error}) in", entry) from error
+                what = f"JSON that cannot be read ({error}) in entry {entry} of the list"
+                raise self.error(what, entry) from error
             else:
                 if end < len(self._text) or not self._more(1):
                     self._at = end
@@ -171,11 +176,11 @@ class _JsonBuffer:
         return f"{shown(self._path)}:{line}: entry {entry}"
 
     def error(self, what: str, entry: int) -> GptcliError:
-        """A GptcliError. Its message has the position in the file, then `what`, then the entry."""
+        """A GptcliError. Its message has the position in the file, then `what`."""
         place, _, _ = self.place(entry).rpartition(": entry")
         kinds = "strings or of objects" if self._field is None else "objects"
         return GptcliError(
-            f"{place}: {what} entry {entry} of the list",
+            f"{place}: {what}",
             f"a .json for training is a list of {kinds} with a string `{self._field or FIELD}`",
         )
 

@@ -34,6 +34,7 @@ PATIENCE_S = 14.0
 SHORT_S = 3.0
 STOPPED = ("time-limit", "crash")  # mistakes of files that hang or crash
 _FILE_BYTES = 64 << 20
+_LEAST_MEMORY = 1 << 30  # bytes for the code of a file, even if the system has less at the moment
 _MOST_WORKERS = 4
 
 
@@ -87,7 +88,8 @@ def grade(
     limit_s = limit_s or LIMIT_S
     count = max(1, min(workers or _MOST_WORKERS, usable_cores(), len(students)))
     available = available_memory()
-    memory = MEMORY if available is None else min(MEMORY, int(0.8 * available) // count)
+    share = MEMORY if available is None else int(0.8 * available) // count
+    memory = min(MEMORY, max(_LEAST_MEMORY, share))
     room = students[0].path.parent if students else Path()
     limits = Limits(memory, _FILE_BYTES, quiet=True, hidden=room)
     checkers = [Checker(limit_s, limits) for _ in range(count)]

@@ -22,6 +22,7 @@ from gptcli.course.sandbox.class_source import file_of_class
 from gptcli.course.sandbox.isolation import IN_CHECK
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError, cropped
+from gptcli.number_values import whole_number
 
 _SIGNS = {"right": "✓", "wrong": "✗", "unseen": "?", "after": "·"}
 
@@ -58,12 +59,13 @@ class Verdict:
         """Hint 1, 2 or 3, of which 3 says the most; None if there is nothing to correct.
 
         Raises GptcliError if `level` is no whole number."""
-        if not isinstance(level, int):
+        number = whole_number(level)
+        if number is None:
             raise GptcliError(
                 f"the level of a hint must be a whole number; got {cropped(repr(level))}",
                 "give 1, 2 or 3",
             )
-        return self.report.hint(max(1, level))
+        return self.report.hint(max(1, number))
 
     def to_json(self) -> dict[str, Any]:
         """The object that `gptcli check-* --json` prints."""

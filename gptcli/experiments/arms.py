@@ -10,10 +10,10 @@ from typing import Any
 from gptcli.errors import GptcliError
 from gptcli.events import Evaluated
 from gptcli.experiments.intervals import mean_and_interval
-from gptcli.experiments.trials import Trial, is_finished
+from gptcli.experiments.trials import Base, Trial, is_finished
 from gptcli.pages.run_data import RunData, flat, read_run
 from gptcli.training import run_folder
-from gptcli.training.run_commands import base_of
+from gptcli.training.run_commands import base_of, base_step_of, train_again_command
 
 _MACHINE = ("run.", "data.source", "train.seed")
 """Prefixes of the settings that a comparison of configs leaves out."""
@@ -124,15 +124,16 @@ def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
     The Trial trains the config of `path` with this seed, in the folder NAME-seeds/SEED beside
     `path`. NAME is the name of the run folder `path`. If the run is a fine-tune, the Trial starts
     from the same weights. Raises GptcliError if a run in such a folder has another config, or
-    started from other weights."""
+    another base. `train_all` compares the steps of the bases' weights."""
     config = run_folder.read_config(path)
-    base = base_of(run_folder.read_status(path))
+    seeds_folder = path.parent / f"{path.resolve().name}-seeds"
+    base = _base(path, seeds_folder)
     found: dict[int, Trial | Path] = {}
     for seed in seeds:
         if seed == config.train.seed and is_finished(path):
             found[seed] = path
             continue
-        folder = path.parent / f"{path.resolve().name}-seeds" / str(seed)
+        folder = seeds_folder / str(seed)
         if folder.is_dir() and (folder / "config.yaml").is_file():
             _refuse_other_config(path, folder)
         found[seed] = Trial(
@@ -140,13 +141,26 @@ def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
             folder,
             str(path / "config.yaml"),
             [f"train.seed={seed}"],
-            from_run=base,
+            base=base,
         )
     return found
 
 
+def _base(path: Path, seeds_folder: Path) -> Base | None:
+    """The base of the run `path` and of its runs with other seeds; None if it has no base."""
+    status = run_folder.read_status(path)
+    run = base_of(status)
+    if run is None:
+        return None
+    again = f"train {path} again, from the weights that are the best now: "
+    again += train_again_command(path, status=status)
+    if seeds_folder.exists():
+        again = f"delete or rename {seeds_folder}, and {again}"
+    return Base(run, base_step_of(status), again)
+
+
 def _refuse_other_config(run: Path, folder: Path) -> None:
-    """Raise GptcliError if the configs or the first weights of `run` and `folder` differ.
+    """Raise GptcliError if the configs or the bases of `run` and `folder` differ.
 
     `folder` is a run of an earlier comparison. The number of steps may differ."""
     now, then = (

@@ -13,23 +13,36 @@ from gptcli.errors import GptcliError
 from gptcli.events import Evaluated, RunStarted, StepDone
 from gptcli.plurals import agreeing, counted
 from gptcli.training import checkpoint, run_folder
+from gptcli.training.run_commands import base_step_of
 
 ENDED = ("done", "target", "patience")
 """The values of `stopped` in the status of a finished run."""
 
 
 @dataclass(frozen=True)
+class Base:
+    """The run from whose best weights the trials of an experiment start.
+
+    `step` is the step of these weights in the runs that the trials are compared with; None if it is
+    unknown. `hint` says what to do if another step is now the best of `run`."""
+
+    run: str
+    step: int | None
+    hint: str
+
+
+@dataclass(frozen=True)
 class Trial:
     """A run to train: its folder, its config, its overrides, and its time limit in minutes.
 
-    If `from_run` is not None, it is the path of the run from whose weights this run starts."""
+    `base` is None if the run starts from new weights."""
 
     name: str
     folder: Path
     config: str | Mapping[str, Any]
     overrides: Sequence[str] = ()
     minutes: float | None = None
-    from_run: str | None = None
+    base: Base | None = None
 
 
 @dataclass
@@ -59,7 +72,9 @@ def train_all(trials: Sequence[Trial], say: Callable[[str], None]) -> Trained:
 
     An interrupted run continues. Ctrl-C saves the current run. To continue it, the user repeats the
     command. A run that diverges counts as failed, and is not trained again. Raises GptcliError if a
-    run cannot start or cannot go on, for example because the disk is full."""
+    run cannot start or cannot go on, for example because the disk is full. Raises GptcliError, too,
+    if the runs would start from different weights of their base."""
+    _refuse_other_weights(trials)
     done = Trained()
     for number, trial in enumerate(trials, 1):
         if is_finished(trial.folder):
@@ -72,11 +87,57 @@ def train_all(trials: Sequence[Trial], say: Callable[[str], None]) -> Trained:
             continue
         head = f"run {number} of {len(trials)}, {trial.name}"
         say(head)
+        _refuse_other_weights([trial])  # somebody may train the base at the same time
         if _train(trial, head, say) == "diverged":
             done.failed.append(trial.name)
         else:
             done.trained += 1
     return done
+
+
+def best_step_now(base: str) -> int:
+    """The step of the weights from which `train --from BASE` starts now."""
+    return checkpoint.best_valid(run_folder.find_run(base), as_arrays=True)[0].step
+
+
+def _refuse_other_weights(trials: Sequence[Trial]) -> None:
+    """Raise GptcliError if a trial started, or would start, from another step than `base.step`.
+
+    The difference of two runs would come also from their first weights."""
+    best: dict[str, int] = {}
+    for trial in trials:
+        base, folder = trial.base, trial.folder
+        if base is None or base.step is None:
+            continue
+        if has_begun(folder):
+            step = base_step_of(run_folder.read_status(folder))
+            if step not in (None, base.step):
+                raise GptcliError(
+                    f"{folder} started from step {step} of {base.run}, but the runs that it is "
+                    f"compared with started from step {base.step}",
+                    f"delete or rename {folder.parent}, and run the command again",
+                )
+            continue
+        if base.run not in best:
+            try:
+                best[base.run] = best_step_now(base.run)
+            except GptcliError as error:
+                raise _of_trial(trial, error) from None
+        if best[base.run] != base.step:
+            raise GptcliError(
+                f"{trial.name} would start from step {best[base.run]} of {base.run}, its best "
+                "checkpoint now, but the runs that it is compared with started from step "
+                f"{base.step}",
+                base.hint,
+            )
+
+
+def has_begun(run: Path) -> bool:
+    """Whether a run has an end or a checkpoint, so that `train_all` does not start it again."""
+    if not (run / "config.yaml").is_file():
+        return False
+    stopped = run_folder.read_status(run).get("stopped")
+    return stopped in (*ENDED, "diverged") or bool(checkpoint.steps_of(run))
 
 
 def _train(trial: Trial, head: str, say: Callable[[str], None]) -> str:
@@ -92,7 +153,7 @@ def _train(trial: Trial, head: str, say: Callable[[str], None]) -> str:
                 list(trial.overrides),
                 out=trial.folder,
                 minutes=trial.minutes,
-                from_run=trial.from_run,
+                from_run=trial.base.run if trial.base else None,
                 overwrite=(trial.folder / "config.yaml").is_file(),
             )
         )
@@ -106,7 +167,10 @@ def _train(trial: Trial, head: str, say: Callable[[str], None]) -> str:
                 elif isinstance(event, Evaluated):
                     say(f"{head}: step {event.step:,}, validation loss {event.val_loss:.3f}")
     except GptcliError as error:
-        raise GptcliError(
-            f"{trial.name}: {error.message}", error.hint, exit_code=error.exit_code
-        ) from None
+        raise _of_trial(trial, error) from None
     return training.finished.stopped if training.finished else "interrupted"
+
+
+def _of_trial(trial: Trial, error: GptcliError) -> GptcliError:
+    """The error with the name of the trial that raised it."""
+    return GptcliError(f"{trial.name}: {error.message}", error.hint, exit_code=error.exit_code)

@@ -1,8 +1,8 @@
 """Writes large files with O_DIRECT, which bypasses the page cache and thus takes less CPU time.
 
-Only Linux has O_DIRECT (man page open(2)). A write with O_DIRECT must consist of whole blocks in
-page-aligned memory, so the data goes through an aligned buffer. If the file system does not support
-O_DIRECT, the data is written through the page cache.
+macOS and Windows have no O_DIRECT. On Linux (man page open(2)), a write with O_DIRECT must consist
+of whole blocks in page-aligned memory, so the data goes through an aligned buffer. If the system or
+the file system does not support O_DIRECT, the data is written through the page cache.
 """
 
 from __future__ import annotations

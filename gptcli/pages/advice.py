@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from gptcli.events import Evaluated, StepDone
 from gptcli.files.paths import shell_word
 from gptcli.model.user_parts import parts_of
 from gptcli.pages.run_data import RunData
 from gptcli.plurals import agreeing, counted
-from gptcli.training.run_commands import base_of, train_again_command
+from gptcli.training.run_commands import base_of, free_folders, train_again_command
 from gptcli.training.schedule import resolve_rate
 from gptcli.view.number_formats import human_count, time_taken
 
@@ -28,6 +27,7 @@ less than this share of the validation loss."""
 _MOST_DROPOUT = 0.4
 _SPIKE = 8.0
 """A spike is a gradient norm of more than this many times the median."""
+_LEAST_NORMS = 10
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def advice(run: RunData) -> Advice:
     """The answers and ideas for a run, from its losses, gradient norms, config and status."""
     overfit, improvement = overfitting(run.evaluations), doubled(_points(run))
     answers = [_overfitting(run, overfit), _more_time(run, overfit, improvement), _stable(run)]
-    return Advice(_summary(run), answers, _numbered(run, _next(run, overfit, improvement)))
+    return Advice(_summary(run), answers, _next(run, overfit, improvement))
 
 
 # ---- measuring ---------------------------------------------------------------------------------
@@ -151,12 +151,16 @@ class Norms:
 
 
 def norms_of(steps: Sequence[StepDone]) -> Norms | None:
-    """The gradient norms of a run. None if fewer than ten steps can be judged."""
-    later = [one for one in steps[len(steps) // 10 :] if math.isfinite(one.grad_norm)]
-    if len(later) < 10:
+    """The gradient norms of a run. None if fewer than `_LEAST_NORMS` steps can be judged."""
+    later = [one for one in _after_the_start(steps) if math.isfinite(one.grad_norm)]
+    if len(later) < _LEAST_NORMS:
         return None
     usual = statistics.median(one.grad_norm for one in later)
     return Norms(len(later), usual, [one for one in later if one.grad_norm > _SPIKE * usual])
+
+
+def _after_the_start(steps: Sequence[StepDone]) -> Sequence[StepDone]:
+    return steps[len(steps) // 10 :]
 
 
 def epochs(run: RunData) -> float | None:
@@ -355,10 +359,13 @@ def _stable(run: RunData) -> Answer:
         )
     norms = norms_of(run.steps)
     if norms is None:
+        later = _after_the_start(run.steps)
+        finite = sum(math.isfinite(one.grad_norm) for one in later)
         return Answer(
             question,
             "Unknown",
-            "Almost all gradient norms were not finite, so they do not show whether it was stable.",
+            f"After the start, {finite} of {len(later)} logged steps had a finite gradient norm. "
+            f"An answer needs {_LEAST_NORMS}.",
         )
     norm = "gradient norm (how steeply the loss changes with the weights)"
     if norms.spikes:
@@ -378,22 +385,15 @@ def _stable(run: RunData) -> Answer:
     )
 
 
-def _numbered(run: RunData, ideas: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The ideas, with a different folder in each command that trains a run: RUN-2, RUN-3, ..."""
-    first, number, out = shell_word(f"{run.path}-2"), 2, []
-    for sentence, command in ideas:
-        if first in command:
-            command = command.replace(first, shell_word(f"{run.path}-{number}"))
-            number += 1
-        out.append((sentence, command))
-    return out
-
-
 def _next(run: RunData, found: Overfit | None, improvement: float | None) -> list[tuple[str, str]]:
     """What to try next: pairs (sentence, command), the most promising first."""
     run_word = shell_word(run.path)
     parts = "".join(f" --{part} FILE" for part in parts_of(run.status))
-    train = train_again_command(run.path, Path(f"{run.path}-2"), run.status)
+    # Each idea takes the next command, so that no two ideas have the same folder.
+    train = (
+        train_again_command(run.path, folder, run.status)
+        for folder in free_folders(run.path, run.status)
+    )
     stopped = run.status.get("stopped")
     if run.is_training:
         return [
@@ -418,7 +418,7 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
             (
                 "Keep a tenth of the text for validation: only text that the network never saw "
                 "shows what it learned.",
-                f"{train} data.val_fraction=0.1",
+                f"{next(train)} data.val_fraction=0.1",
             )
         )
     falls = improvement is not None and improvement >= _WORTH
@@ -429,7 +429,7 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
         ideas.append(
             (
                 "Evaluate more often: several validation losses show when they begin to rise.",
-                f"{train} train.eval_every={run.last_step // 10}",
+                f"{next(train)} train.eval_every={run.last_step // 10}",
             )
         )
     often = epochs(run)
@@ -446,7 +446,7 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
                 f"Train a larger network: training loss ({now:.3f}) and validation loss "
                 f"({run.evaluations[-1].val_loss:.3f}) are close, so a larger network would not "
                 "overfit soon.",
-                f"{train} model.n_layer={layers}",
+                f"{next(train)} model.n_layer={layers}",
             )
         )
     if not ideas:
@@ -456,7 +456,7 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
             (
                 "Try other settings, one at a time, for example half and twice the learning rate.",
                 # `gptcli sweep` does not train with the user's parts
-                f"{train} train.learning_rate={rate / 2:g}"
+                f"{next(train)} train.learning_rate={rate / 2:g}"
                 if parts
                 else f"gptcli sweep {run_word} {values}",
             )
@@ -464,7 +464,7 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
     return ideas
 
 
-def _calmer(run: RunData, train: str) -> tuple[str, str]:
+def _calmer(run: RunData, train: Iterator[str]) -> tuple[str, str]:
     """What to try after a training diverged: the usual learning rate.
 
     If the run's learning rate was not higher than the usual one, a quarter of the run's."""
@@ -474,15 +474,15 @@ def _calmer(run: RunData, train: str) -> tuple[str, str]:
     if rate > usual:
         return (
             f"Train with the usual learning rate, {usual:g}, instead of {rate:g}.",
-            f"{train} train.learning_rate=auto",
+            f"{next(train)} train.learning_rate=auto",
         )
     return (
         "Train with a quarter of the learning rate.",
-        f"{train} train.learning_rate={rate / 4:g}",
+        f"{next(train)} train.learning_rate={rate / 4:g}",
     )
 
 
-def _against_overfitting(run: RunData, train: str) -> list[tuple[str, str]]:
+def _against_overfitting(run: RunData, train: Iterator[str]) -> list[tuple[str, str]]:
     often, model = epochs(run), run.config.model
     why = f" The run read its text {often:,.0f} times." if often and often >= 2 else ""
     ideas = [
@@ -497,7 +497,7 @@ def _against_overfitting(run: RunData, train: str) -> list[tuple[str, str]]:
         ideas.append(
             (
                 "Stop early: end the run after three evaluations without a better loss.",
-                f"{train}{patience}",
+                f"{next(train)}{patience}",
             )
         )
     if model.dropout < _MOST_DROPOUT:
@@ -506,7 +506,7 @@ def _against_overfitting(run: RunData, train: str) -> list[tuple[str, str]]:
             (
                 f"Use dropout: each step leaves out a share of {dropout} of the network's "
                 "activations.",
-                f"{train} model.dropout={dropout}{patience}",
+                f"{next(train)} model.dropout={dropout}{patience}",
             )
         )
     elif model.n_layer > 1 and base_of(run.status) is None:
@@ -515,19 +515,22 @@ def _against_overfitting(run: RunData, train: str) -> list[tuple[str, str]]:
             (
                 f"Train a smaller network, of {counted(layers, 'layer')}: it can learn less by "
                 "heart.",
-                f"{train} model.n_layer={layers}{patience}",
+                f"{next(train)} model.n_layer={layers}{patience}",
             )
         )
     return ideas
 
 
-def _longer(run: RunData, train: str) -> tuple[str, str]:
+def _longer(run: RunData, train: Iterator[str]) -> tuple[str, str]:
     """The idea to train twice as long: in minutes if the run has a time limit, else in steps."""
     minutes = run.config.train.minutes
     if minutes is not None:
         return (
             f"Train twice as long, {2 * minutes:g} {agreeing(2 * minutes, 'minute')}.",
-            f"{train} --minutes {2 * minutes:g}",
+            f"{next(train)} --minutes {2 * minutes:g}",
         )
     steps = 2 * run.max_steps
-    return (f"Train twice as long, {counted(steps, 'step')}.", f"{train} train.max_steps={steps}")
+    return (
+        f"Train twice as long, {counted(steps, 'step')}.",
+        f"{next(train)} train.max_steps={steps}",
+    )

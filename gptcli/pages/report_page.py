@@ -19,7 +19,7 @@ from gptcli.pages.report_inside import maps_record, maps_section, passage_record
 from gptcli.pages.run_data import RunData, spread, thinned
 from gptcli.plurals import counted
 from gptcli.tokenization import Tokenizer
-from gptcli.training.run_commands import train_again_command
+from gptcli.training.run_commands import free_folders, is_free, train_again_command
 from gptcli.view.number_formats import time_taken
 from gptcli.view.safe_text import clean
 
@@ -364,7 +364,10 @@ def _machine(run: RunData) -> str:
 
 
 def _repeat(run: RunData) -> str:
-    command = train_again_command(run.path, Path(f"{run.path}-again"), run.status)
+    again = Path(f"{run.path}-again")
+    if not is_free(again, run.status):
+        again = next(free_folders(again, run.status))
+    command = train_again_command(run.path, again, run.status)
     origin = run.status.get("started_from")
     start = origin.get("step") if isinstance(origin, dict) else None
     return (

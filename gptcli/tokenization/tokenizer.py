@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from gptcli.errors import GptcliError
+from gptcli.errors import GptcliError, cropped
+from gptcli.number_values import whole_number
 from gptcli.plurals import agreeing
 from gptcli.tokenization.safe_cuts import last_safe_cut
 
@@ -90,13 +91,20 @@ class Tokenizer(ABC):
 
         Raises GptcliError for an id outside the vocabulary.
         """
-        if not 0 <= id < self.vocab_size:
-            raise GptcliError(
+        try:
+            if 0 <= id < self.vocab_size:
+                return self.pieces[id]
+            wrong = (
                 f"token id {id} is outside the vocabulary of {self.vocab_size} "
-                f"{agreeing(self.vocab_size, 'token')}",
-                f"ids of this {self.kind} tokenizer go from 0 to {self.vocab_size - 1}",
+                f"{agreeing(self.vocab_size, 'token')}"
             )
-        return self.pieces[id]
+        except (TypeError, ValueError, RuntimeError):  # the last two come from a row of ids
+            if whole_number(id) is not None:
+                raise
+            wrong = f"a token id must be a whole number; got {cropped(repr(id))}"
+        raise GptcliError(
+            wrong, f"ids of this {self.kind} tokenizer go from 0 to {self.vocab_size - 1}"
+        )
 
     def stream(self) -> StreamDecoder:
         """A decoder for ids that arrive one by one."""

@@ -129,8 +129,9 @@ def _up_to(step: int) -> Callable[[bytes], bool]:
 class _LinesToKeep:
     """Decides for each line of metrics.jsonl whether a resumed run keeps it.
 
-    Afterwards, `notes` says which lines are missing. `notes` assumes that a run logs step 1 and
-    then steps at equal distances."""
+    Afterwards, `notes` says how many unreadable lines were removed, and which steps are missing at
+    the start or at the end. `notes` assumes that a run logs step 1 and then steps at equal
+    distances."""
 
     def __init__(self, resumed_from: int, evaluated_at: int) -> None:
         self._resumed_from, self._evaluated_at = resumed_from, evaluated_at

@@ -27,14 +27,16 @@ def config_for_resume(
     step: int,
     explicit: Set[str] = frozenset(),
     planned: int | None = None,
+    asked: int | None = None,
 ) -> tuple[Config, list[str]]:
     """The run's config with the changes that the user asks for, and notes about the changes.
 
     `stored` is the run's config. `wanted` is the user's config (None: no changes). `step` is the
-    checkpoint's step. `planned` is the newest plan of train.max_steps; None if there is no plan. An
-    `auto` in `wanted` changes a key only if the command line sets the key (`explicit`). Raises
-    GptcliError if a changed key would change the weights by more than rounding. Also
-    raises GptcliError if `extend` is set and train.max_steps does not grow."""
+    checkpoint's step. `planned` is the newest plan of train.max_steps; None if there is no plan.
+    `asked` is the number of steps that train.max_epochs has lowered; None if it has not. An `auto`
+    in `wanted` changes a key only if the command line sets the key (`explicit`). Raises GptcliError
+    if a changed key would change the weights by more than rounding. Also raises GptcliError if
+    `extend` is set and train.max_steps does not grow."""
     steps = planned or stored.train.max_steps
     wanted_steps = stored.train.max_steps if wanted is None else wanted.train.max_steps
     if extend and (wanted_steps == stored.train.max_steps or wanted_steps <= steps):
@@ -68,7 +70,7 @@ def config_for_resume(
     if wanted.train.batch_size == "auto" and wanted.train.sequences == stored.train.sequences:
         changes.pop("train.batch_size", None)  # the run keeps the numbers that `auto` chose
         changes.pop("train.grad_accum", None)
-    if not extend and "train.max_steps" not in explicit and _keeps_steps(stored, wanted):
+    if not extend and "train.max_steps" not in explicit and _keeps_steps(stored, wanted, asked):
         changes.pop("train.max_steps", None)
     auto = stored.train.model_copy(update={"learning_rate": "auto", "warmup_steps": "auto"})
     if changes.get("train.learning_rate") == "auto":
@@ -207,14 +209,14 @@ def _keeps_tokenizer(stored: Config, wanted: Config) -> bool:
     return stored.tokenizer.from_ in [shown(place.absolute().as_posix()) for place in places]
 
 
-def _keeps_steps(stored: Config, wanted: Config) -> bool:
-    """Whether both configs set the same limit, which gave the run its number of steps.
+def _keeps_steps(stored: Config, wanted: Config, asked: int | None) -> bool:
+    """Whether `wanted` has the limit that gave the run its number of steps.
 
     gptcli plans the number of steps for `train.minutes`, and lowers it for `train.max_epochs`."""
     ours, theirs = stored.train, wanted.train
     if ours.minutes is not None or ours.max_epochs is None:
         return ours.minutes is not None and ours.minutes == theirs.minutes
-    return ours.max_epochs == theirs.max_epochs and ours.max_steps < theirs.max_steps
+    return ours.max_epochs == theirs.max_epochs and theirs.max_steps == asked
 
 
 def _same_source(key: str, stored: Config, wanted: Config) -> bool:

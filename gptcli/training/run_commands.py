@@ -5,7 +5,8 @@ Each command names the run's folder, so it works in the user's current folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,33 @@ def base_of(status: Mapping[str, Any]) -> str | None:
     origin = status.get("started_from")
     found = origin.get("run") if isinstance(origin, Mapping) else None
     return found if isinstance(found, str) else None
+
+
+def base_step_of(status: Mapping[str, Any]) -> int | None:
+    """The step of the weights that a fine-tune started from; None for other runs.
+
+    `status` is the content of run.json. It is None, too, if run.json does not name the step."""
+    origin = status.get("started_from")
+    found = origin.get("step") if isinstance(origin, Mapping) else None
+    return found if isinstance(found, int) else None
+
+
+def is_free(folder: Path, status: Mapping[str, Any]) -> bool:
+    """Whether `folder` can be the --out of a command that trains a run again.
+
+    `status` is the content of this run's run.json. The folder of the run's base is never free, not
+    even if it is missing."""
+    base = base_of(status)
+    is_base = base is not None and Path(base).resolve() == folder.resolve()
+    return not is_base and not folder.exists()
+
+
+def free_folders(run: Path, status: Mapping[str, Any]) -> Iterator[Path]:
+    """The free folders among RUN-2, RUN-3, ...; `status` is as in `is_free`."""
+    for number in itertools.count(2):
+        folder = Path(f"{run}-{number}")
+        if is_free(folder, status):
+            yield folder
 
 
 def _part_options(files: Mapping[str, str]) -> list[str]:

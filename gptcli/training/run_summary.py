@@ -10,9 +10,9 @@ from gptcli.training.loop import Setup
 from gptcli.training.run_times import now, starts_of
 from gptcli.training.training_state import Progress, progress_of
 
-_KEPT = ("started_from", "text", "machine")
-"""Keys that gptcli.training.setup writes: the base run of a fine-tune, the run's text, and the
-machine that trains it."""
+_KEPT = ("started_from", "text", "machine", "max_steps_asked")
+"""Keys that gptcli.training.setup writes: the base run of a fine-tune, the run's text, the machine
+that trains it, and the config's train.max_steps if train.max_epochs has lowered it."""
 
 
 class RunSummary:

@@ -160,6 +160,7 @@ def prepare_new(
     to RUN/.replaced (gptcli.training.run_folder). Raises GptcliError if config, text, user's parts
     and `from_run` do not fit together."""
     notes: list[str] = []
+    asked = config.train.max_steps
     has_user_parts = user_parts is not None and user_parts.in_network()
     refuse_other_machine(config, has_user_parts=has_user_parts)
     weights, tokenizer = None, None
@@ -193,6 +194,8 @@ def prepare_new(
     status["machine"] = machine_record(config.run)
     often = from_run is not None and config.train.eval_every == "auto" and time_limit is None
     config = resolve(config, corpus, has_user_parts=has_user_parts)
+    if config.train.max_steps < asked and config.train.max_epochs is not None:
+        status["max_steps_asked"] = asked
     vocab_size = corpus.tokenizer.vocab_size
     config, sized = with_fitting_batch_size(config, vocab_size, user_parts, ranks)
     notes += sized
@@ -233,10 +236,11 @@ def prepare_resume(
     notes = [f"{note}; it was skipped" for note in notes]
     step = saved.step if saved else 0
     history = PlanHistory.of(run, stored, saved.meta if saved else {}, step)
-    config, changes = config_for_resume(
-        run, stored, wanted, extend, step, explicit, history.max_steps
-    )
     status = run_folder.read_status(run)
+    asked = status.get("max_steps_asked")
+    config, changes = config_for_resume(
+        run, stored, wanted, extend, step, explicit, history.max_steps, asked
+    )
     parts = parts_of(status)
     weights = None
     if saved is None:

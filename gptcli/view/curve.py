@@ -98,7 +98,10 @@ def means(points: Points, parts: int) -> Points:
 
 
 def bounds(*curves: Sequence[float], with_ends: bool = False) -> tuple[float, float]:
-    """The lowest and the highest value of the vertical axis. All curves cover the same steps.
+    """The lowest and the highest value of the vertical axis.
+
+    Each curve has one value for each column of the chart. The value is not finite if the curve has
+    no point there.
 
     The steep start of a training does not set the top of the axis. A new model's loss falls from
     ln V, and would press the rest of the curve into the bottom rows. The top is the highest value

@@ -111,7 +111,9 @@ class StepRate:
             self._marks.append(self._latest)
 
     def eta(self, max_steps: int) -> float | None:
-        """Seconds until `max_steps` are done; None before the second call of `mark`."""
+        """Seconds until `max_steps` are done; 0 if they are.
+
+        None before the second call of `mark`."""
         if not self._marks:
             return None
         (first_step, first), (step, now) = self._marks[0], self._latest

@@ -7,6 +7,7 @@ import math
 import shutil
 import threading
 import xml.etree.ElementTree as ET
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 import torch
 
 import gptcli
+from gptcli.course.report import FileReport
+from gptcli.course.verdict import Verdict
 from gptcli.native import library
 
 OLD = Path(__file__).parent.parent / "old_runs"
@@ -204,6 +207,102 @@ def test_other_types_of_the_same_value(model: gptcli.Model) -> None:
     assert cut == model.generate("KING", seed=3, max_new_tokens=40, stop=(s for s in stops))
     assert len(cut) < len(text)
     assert gptcli.load(model.run, tokenizer=None, threads=np.int64(1)).run == model.run
+
+
+def minutes_of(minutes: Any) -> object:
+    """The time limit that `gptcli.train` plans with. The training does not begin."""
+    wanted = gptcli.train("tiny", minutes=minutes)._job._wanted  # type: ignore[attr-defined]
+    assert type(wanted.minutes) is float
+    return wanted.minutes
+
+
+def layers_of(**arguments: Any) -> object:
+    wanted = gptcli.train(**arguments)._job._wanted  # type: ignore[attr-defined]
+    return wanted.config.model.n_layer
+
+
+def hint_of(level: Any) -> object:
+    report = FileReport("x.py", "attention", "X", False, "wrong", hints=("a", "b", "c"))
+    return Verdict(report).hint(level)
+
+
+def generated(model: gptcli.Model, **arguments: Any) -> list[str]:
+    """What `generate` and `stream` return. Both must agree."""
+    arguments = {"max_new_tokens": 8, "seed": 3, **arguments}
+    text = model.generate("KING", **arguments)
+    assert "".join(model.stream("KING", **arguments)) == text
+    return [text]
+
+
+WHOLE = {
+    "max_new_tokens": lambda m, value: generated(m, max_new_tokens=value),
+    "top_k": lambda m, value: generated(m, top_k=value),
+    "seed": lambda m, value: generated(m, seed=value),
+    "n": lambda m, value: m.generate("KING", n=value, max_new_tokens=8, seed=3),
+    "threads": lambda m, value: generated(gptcli.load(m.run, threads=value)),
+    "level": lambda m, value: hint_of(value),
+    "decode": lambda m, value: m.tokenizer.decode([value]),
+}
+REAL = {
+    "temperature": lambda m, value: generated(m, temperature=value),
+    "top_p": lambda m, value: generated(m, top_p=value),
+    "min_p": lambda m, value: generated(m, min_p=value),
+    "repetition_penalty": lambda m, value: generated(m, repetition_penalty=value),
+    "minutes": lambda m, value: minutes_of(value),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "value", "given"),
+    [
+        *(
+            pytest.param(call, 2, given, id=f"{name}-{given!r}")
+            for name, call in WHOLE.items()
+            for given in (np.int64(2), np.uint16(2), np.array(2), torch.tensor(2))
+        ),
+        *(
+            pytest.param(call, 0.5, given, id=f"{name}-{given!r}")
+            for name, call in REAL.items()
+            for given in (np.float32(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2))
+        ),
+        *(
+            pytest.param(call, 1, given, id=f"{name}-{given!r}")
+            for name, call in REAL.items()
+            for given in (np.int64(1), torch.tensor(1))
+        ),
+    ],
+)
+def test_a_number_of_another_package(
+    call: Any, value: float, given: Any, model: gptcli.Model
+) -> None:
+    """A scalar of NumPy or PyTorch means what Python's number means, and keeps its value."""
+    assert call(model, given) == call(model, value)
+    assert given == value
+
+
+@pytest.mark.parametrize("wrong", [True, np.bool_(True), torch.tensor(True), "1", b"1", 1j, [1]])
+@pytest.mark.parametrize("name", [name for name in (*WHOLE, *REAL) if name != "decode"])
+def test_what_is_no_number_is_an_error(name: str, wrong: Any, model: gptcli.Model) -> None:
+    with pytest.raises(gptcli.GptcliError, match=f"{name}.* must be "):
+        (WHOLE | REAL)[name](model, wrong)
+
+
+def test_other_forms_of_numbers(model: gptcli.Model) -> None:
+    """Token ids of each integer dtype, a checkpoint's step, and the values of a config."""
+    ids = model.tokenizer.encode("KING")
+    logits = model.logits(ids)
+    for same in (
+        model.tokenizer.encode_array("KING"), np.array(ids, np.uint64), [np.int64(i) for i in ids],
+    ):  # fmt: skip
+        assert torch.equal(model.logits(same), logits)
+    for wrong in ([1.5], [None], ["a"], torch.tensor([[1, 2]])):
+        with pytest.raises(gptcli.GptcliError, match="a token id must be a whole number"):
+            model.tokenizer.decode(wrong)
+    for step in (np.int64(40), torch.tensor(40)):
+        assert gptcli.load(model.run, checkpoint=step).step == 40
+    for layers in (np.int64(2), torch.tensor(2)):
+        assert layers_of(config="tiny", overrides={"model.n_layer": layers}) == 2
+        assert layers_of(config={"model": {"n_layer": layers}}) == 2
 
 
 def test_nothing_to_generate(model: gptcli.Model) -> None:

@@ -161,7 +161,7 @@ def test_plain_text_by_a_records_name_is_noted(
         ("a.json", b'["a"\n"b"]', "a.json:2: a comma or the end of the list is missing after"),
         ("a.json", b'["a",\n3]', "a.json:2: entry 2: a number, not an object"),
         ("a.json", b'["a",\n{"text": "b}]', "a.json:2: not JSON: Unterminated string"),
-        ("a.json", b'["a"] b', "a.json:1: text comes after the end of the list"),
+        ("a.json", b'["a"] b', "a.json:1: text comes after the end of the list, which has 1 entry"),
         ("a.txt.gz", b"text", "a.txt.gz cannot be decompressed: Not a gzipped file"),
         (
             "a.txt.gz",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -17,7 +18,7 @@ from gptcli.cli.compared import shortened
 from gptcli.errors import GptcliError
 from gptcli.experiments.grid import grid_of, split_values
 from gptcli.experiments.intervals import difference_of, mean_and_interval, t_975, verdict
-from gptcli.experiments.trials import is_finished
+from gptcli.experiments.trials import best_step_now, is_finished
 from tests.conftest import SMALL
 from tests.pages.browser import opened
 
@@ -212,13 +213,67 @@ def test_a_fine_tune_starts_from_its_base_again(two: Path, cli: Any) -> None:
     assert "did not start from the same weights" in again.err
 
 
+def test_all_seeds_of_a_fine_tune_start_from_the_same_step(two: Path, cli: Any) -> None:
+    """If the best step of the base changes, other seeds would start from other weights."""
+    for name in ("tuned", "other"):
+        words = ("--from", "one", "--out", f"runs/{name}", "train.max_steps=2")
+        assert cli("train", *words).code == 0
+    sweep = ("sweep", "tuned", "train.weight_decay=0,0.1")
+    assert cli("compare", "tuned", "other", "--seeds", 2).code == 0
+    assert cli(*sweep).code == 0
+    plan = two / "tuned-sweep" / "sweep.json"
+    assert json.loads(plan.read_text("utf-8"))["from_step"] == 4
+    shutil.rmtree(two / "one" / "checkpoints" / "step-00000004")
+    assert best_step_now(str(two / "one")) == 2
+
+    # Finished runs stay usable.
+    assert cli("compare", "tuned", "other", "--seeds", 2).code == 0
+    refused = cli("compare", "tuned", "other", "--seeds", 3)
+    assert refused.code == 2
+    assert "tuned with seed 1339 would start from step 2 of" in refused.err
+    assert "started from step 4" in refused.err
+    assert "--from" in refused.err
+    assert not (two / "tuned-seeds" / "1339").exists()
+
+    # An earlier version wrote sweep.json without the step.
+    text = plan.read_text("utf-8")
+    for content in (text, text.replace(',\n "from_step": 4', "")):
+        plan.write_text(content, "utf-8")
+        assert cli(*sweep).code == 0
+        (two / "tuned-sweep" / "weight_decay=0").rename(two / "moved")
+        refused = cli(*sweep)
+        assert refused.code == 2
+        assert "weight_decay=0 would start from step 2 of" in refused.err
+        (two / "moved").rename(two / "tuned-sweep" / "weight_decay=0")
+    assert "from_step" not in plan.read_text("utf-8")
+
+    # An earlier version trained seeds from different steps.
+    status = two / "tuned-seeds" / "1338" / "run.json"
+    changed = re.sub(r'("started_from": {[^}]*"step": )4', r"\g<1>2", status.read_text("utf-8"))
+    status.write_text(changed, "utf-8")
+    mixed = cli("compare", "tuned", "other", "--seeds", 2)
+    assert mixed.code == 2
+    assert "1338 started from step 2 of" in mixed.err
+
+
+def test_a_sweep_of_a_run_s_config_file_keeps_the_base_of_the_run(two: Path, cli: Any) -> None:
+    assert cli("train", "--from", "one", "--out", "runs/tuned", "train.max_steps=2").code == 0
+    outcome = cli("sweep", "runs/tuned/config.yaml", "train.weight_decay=0,0.1")
+    assert outcome.code == 0, outcome.err
+    assert "each run starts from the weights of" in outcome.err
+    status = two / "config-sweep" / "weight_decay=0" / "run.json"
+    start = json.loads(status.read_text("utf-8"))["started_from"]
+    assert start == {"run": str((two / "one").absolute()), "step": 4}
+
+
 def test_a_sweep_refuses_a_run_with_user_s_parts(two: Path, cli: Any) -> None:
     status = two / "one" / "run.json"
     text = status.read_text("utf-8").replace('"own_parts": []', '"own_parts": ["mlp"]')
     status.write_text(text, "utf-8")
-    outcome = cli("sweep", "one", "train.weight_decay=0,0.1")
-    assert outcome.code == 2
-    assert "your own parts" in outcome.err
+    for config in ("one", "runs/one/config.yaml"):
+        outcome = cli("sweep", config, "train.weight_decay=0,0.1")
+        assert outcome.code == 2
+        assert "your own parts" in outcome.err
 
 
 def test_what_cannot_be_compared(two: Path, cli: Any, trained: Path) -> None:

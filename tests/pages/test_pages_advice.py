@@ -144,6 +144,22 @@ def test_a_fine_tune_names_its_base_again() -> None:
             assert "model.n_layer" not in command
 
 
+def test_each_command_trains_in_a_free_folder_that_is_not_the_base(tmp_path: Path) -> None:
+    """The base can be called RUN-2. Its name in --from stays as it is."""
+    run = recorded("overfit", tmp_path / "tt")
+    base = f"{tmp_path / 'tt'}-2"  # no such folder: the base has moved
+    (tmp_path / "tt-3").mkdir()
+    status = {**run.status, "started_from": {"run": base, "step": 40}}
+    config = run.config.model_copy(
+        update={"model": run.config.model.model_copy(update={"dropout": 0.0})}
+    )
+    found = advice(replace(run, status=status, config=config)).next
+    commands = [shlex.split(command) for _, command in found if command]
+    assert [words[words.index("--from") + 1] for words in commands] == [base, base]
+    outs = [Path(words[words.index("--out") + 1]).name for words in commands]
+    assert outs == ["tt-4", "tt-5"]
+
+
 def test_no_sweep_is_proposed_for_a_run_with_a_user_s_part() -> None:
     run = recorded("patience")
     settled = replace(run, status={**run.status, "train_tokens": 10**9})
@@ -168,6 +184,15 @@ def test_the_median_is_the_one_that_finds_the_spikes() -> None:
     assert "(1.00); the largest was 9.00" in sentence
     broken = [replace(one, grad_norm=float("nan")) for one in steps]
     assert advice(replace(run, steps=broken)).answers[2].verdict == "Unknown"
+
+
+def test_too_few_finite_norms_are_counted() -> None:
+    run = recorded("resumed")
+    norms = [1.0] * 11 + [float("nan")] * 9
+    steps = [replace(one, grad_norm=n) for one, n in zip(run.steps[:20], norms, strict=True)]
+    answer = advice(replace(run, steps=steps)).answers[2]
+    assert answer.verdict == "Unknown"
+    assert "9 of 18 logged steps had a finite gradient norm" in answer.sentence
 
 
 def test_a_run_that_trains_now_is_not_judged(tmp_path: Path) -> None:

@@ -125,6 +125,9 @@ def test_a_fine_tune_is_repeated_from_its_base(cli: Any, trained: Path, tmp_path
     weights = "checkpoints/step-00000002/model.safetensors"
     same = (tmp_path / "tuned" / weights).read_bytes()
     assert (tmp_path / "tuned-again" / weights).read_bytes() == same
+    assert cli("report", tmp_path / "tuned", "--out", tmp_path / "second.html").code == 0
+    second = html.unescape((tmp_path / "second.html").read_text("utf-8"))
+    assert "tuned-again-2" in re.sub("<.*?>", "", second)  # `tuned-again` exists
 
 
 def test_the_parts_norms_are_those_of_all_weights(trained: Path) -> None:

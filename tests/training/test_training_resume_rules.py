@@ -131,11 +131,23 @@ def test_the_config_of_the_run_resumes_it_after_its_steps_were_planned(
     """gptcli changed max_steps. The user did not."""
     stored = config(limit, f"train.max_steps={planned}")
     wanted = config(limit, "train.max_steps=1000")
-    assert config_for_resume(RUN, stored, wanted, False, 5) == (stored, [])
-    with pytest.raises(GptcliError, match=f"train.max_steps: {planned} -> 1000"):
-        config_for_resume(RUN, stored, wanted, False, 5, frozenset({"train.max_steps"}))
-    with pytest.raises(GptcliError, match=f"train.max_steps: {planned} -> 1000"):
-        config_for_resume(RUN, stored, config("train.max_steps=1000"), False, 5)
+    asked = 1000 if limit.startswith("train.max_epochs") else None
+    assert config_for_resume(RUN, stored, wanted, False, 5, asked=asked) == (stored, [])
+    edited = config("train.max_steps=1000")
+    for other, explicit in ((wanted, frozenset({"train.max_steps"})), (edited, frozenset())):
+        with pytest.raises(GptcliError, match=f"train.max_steps: {planned} -> 1000"):
+            config_for_resume(RUN, stored, other, False, 5, explicit, asked=asked)
+
+
+def test_more_steps_are_refused_although_max_epochs_is_the_same() -> None:
+    """train.max_epochs has not lowered the number of steps, or has lowered another number."""
+    stored = config("train.max_epochs=5", "train.max_steps=50")
+    for asked in (None, 70):
+        with pytest.raises(GptcliError, match=r"train\.max_steps: 50 -> 1000"):
+            config_for_resume(
+                RUN, stored, config("train.max_epochs=5", "train.max_steps=1000"), False, 5,
+                asked=asked,
+            )  # fmt: skip
 
 
 def test_another_network_is_written_in_the_same_words() -> None:

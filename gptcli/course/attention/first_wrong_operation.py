@@ -154,9 +154,9 @@ _VALUES_BEFORE = {
 
 
 def step_of_changed_value(step: int) -> int:
-    """The step that is wrong if code spoils a tensor before `step`: the step of that tensor.
+    """The step to report if code changes a tensor from which `step` starts.
 
-    For steps 5 and 6, this is step 4 (scores)."""
+    This is the step that computes the tensor: for steps 5 and 6, step 4 (scores)."""
     return {2: 1, 5: 4, 6: 4, 7: 6, 8: 7}[step]
 
 

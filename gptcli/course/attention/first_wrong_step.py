@@ -380,8 +380,9 @@ def _factor_indices(
 ) -> dict[str, tuple[Tensor, ...]]:
     """Name of a factor -> its sequence, time, head and channel indices, in the factor's order.
 
-    The head indices have one entry for each matrix. Weights have key indices, not channel indices.
-    Skips a factor if its time or channel index varies along several dimensions."""
+    A factor is a stack of matrices. There is one head index for each matrix of the stack, and one
+    time and one channel index for each row or column. Weights have key indices, not channel
+    indices. Skips a factor if its time or channel index varies along several dimensions."""
     indices: dict[str, tuple[Tensor, ...]] = {}
     for x in factors_of(operation):
         name = value_in(x, found, p.T)

@@ -77,8 +77,8 @@ def random(learner: CacheExplainer, call: Callable[[], Tensor | None]) -> CheckF
 def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -> CheckFailed:
     """The CheckFailed for a known mistake that explains the wrong calls in `seen`.
 
-    If no known mistake explains them, the first wrong call decides. If this call failed, returns
-    its CheckFailed. If this call returned an output, returns "wrong-result" in step 5 or 6."""
+    If no known mistake explains them, the first wrong call decides. If this call failed, the result
+    is its CheckFailed. If it returned an output, the result is "wrong-result" in step 5 or 6."""
     first = next(one for one in seen if not one.right)
     if first.trace is not None:
         learner.ran = first.trace.lines

@@ -157,8 +157,8 @@ class LearnerSampling(LearnerFunctions):
     def wrong_softmax(self, step: int | None) -> CheckFailed | None:
         """The CheckFailed for a wrong softmax that the file defines and the step's function uses.
 
-        None if the function uses no softmax of the file, or if that softmax is right or cannot be
-        called with one tensor. A softmax is recognised by its name."""
+        None if the function uses no softmax of the file. Also None if that softmax is right, raises
+        an error for one tensor, or returns no tensor. A softmax is recognised by its name."""
         lines = self.source.lines_of(FUNCTIONS[step - 1]) if step else None
         given = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
         for name in sorted(self.source.helpers.names_used(lines or (), FUNCTIONS)):

@@ -222,9 +222,10 @@ def file_size(size: int) -> str:
 def _config_lines(config: Config) -> Iterator[str]:
     """The lines of the config's sections `tokenizer`, `model` and `train`, without null values.
 
-    The other sections are left out, because they can name paths."""
+    Leaves out the section `run` and what can name private paths: `data` and `tokenizer.from`."""
     inside = False
-    for line in dump_config(config).splitlines():
+    tokenizer = config.tokenizer.model_copy(update={"from_": None})
+    for line in dump_config(config.model_copy(update={"tokenizer": tokenizer})).splitlines():
         if line and not line.startswith((" ", "#")):
             inside = line.split(":")[0] in ("tokenizer", "model", "train")
         if inside and not line.endswith("null"):

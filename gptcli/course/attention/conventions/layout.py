@@ -54,10 +54,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a module keeps a projection, or fused ones: the `path` of a Group, and the `form`.
+    """Where a module keeps one projection, or several fused projections.
 
-    `form` is one of the constants above, such as SQUARE. `member` is the index in the Group; None:
-    all members of the Group together are the matrix."""
+    `path` is the path of the Group of matrices. `form` says how the matrices hold the projections:
+    it is one of the constants above, such as SQUARE. `member` is the matrix's index in the Group.
+    If `member` is None, all members of the Group together are the matrix."""
 
     path: str
     form: str

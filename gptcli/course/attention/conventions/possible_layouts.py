@@ -245,8 +245,9 @@ def _complain(
 ) -> None:
     """Raise ProjectionError if the weights of the module are not exactly the projections.
 
-    The query, key or value projection can be missing, a projection can have a wrong shape, or the
-    module can have other weights. This function ignores a missing output projection."""
+    Raises it in three cases: the query, key or value projection is missing, a projection has a
+    wrong shape, or the module has weights that belong to no projection. This function ignores a
+    missing output projection."""
     C = sizes.C
     for group, _ in unknown:
         role = role_of(group.path)
