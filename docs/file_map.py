@@ -29,7 +29,7 @@ ORDER = (
 FOLDERS = {
     "gptcli/native/sample": "The C library for sampling",
     "gptcli/native/train": "The C libraries for training",
-    "gptcli/native/vectors": "Vectors of sixteen numbers, and products of matrices in tiles",
+    "gptcli/native/vectors": "Vectors of sixteen numbers; matrix products, computed tile by tile",
     "gptcli/pages/model_page/runtime": "The network, its tokenizer and its sampler in JavaScript",
     "gptcli/pages/model_page/view": "What a page of a model shows, and what its controls do",
     "gptcli/pages/third_party": "Code of others, unchanged; PROVENANCE.md says where it comes from",

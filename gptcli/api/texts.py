@@ -1,4 +1,4 @@
-"""The texts that a user names for training: the value of data.source, and a name for the run."""
+"""Makes the value of data.source, and a name for the run, from the texts that a user names."""
 
 from __future__ import annotations
 

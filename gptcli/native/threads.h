@@ -186,7 +186,7 @@ static void *team_thread(void *number) {
         Worker worker = {own, job & COUNT_MASK, (unsigned)atomic_load(&team.barrier.value), 0, 0,
                          0};
         team.function(team.argument, &worker);
-        team_barrier(&worker); /* tells the caller that all threads have ended */
+        team_barrier(&worker); /* the caller waits here for the shares of all threads */
     }
     return NULL;
 }

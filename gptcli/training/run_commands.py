@@ -54,9 +54,10 @@ def base_of(status: Mapping[str, Any]) -> str | None:
 
 
 def base_step_of(status: Mapping[str, Any]) -> int | None:
-    """The step of the weights that a fine-tune started from; None for other runs.
+    """The step of the weights that a fine-tune started from.
 
-    `status` is the content of run.json. It is None, too, if run.json does not name the step."""
+    Returns None for other runs, or if run.json does not name the step. `status` is the content of
+    run.json."""
     origin = status.get("started_from")
     found = origin.get("step") if isinstance(origin, Mapping) else None
     return found if isinstance(found, int) else None

@@ -52,8 +52,9 @@ def chart(
 ) -> list[Text]:
     """A chart of curves over `steps` (first, last): `rows` lines of text, then the step axis.
 
-    Later lines are drawn over earlier ones. No line of text is wider than `width` cells if `width`
-    is at least eight. With `with_ends`, the picture includes the last point of each line.
+    The curves are drawn in the order of `lines`, the last one on top. No line of text is wider than
+    `width` cells if `width` is at least eight. With `with_ends`, the picture includes the last
+    point of each line.
     """
     ascii_only = glyphs.ascii_only
     columns = max(1, width - LABEL_WIDTH - 1)

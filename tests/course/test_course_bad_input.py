@@ -94,7 +94,7 @@ UNUSABLE = {
             body="self.qkv, self.proj, self.gate = (nn.Linear(config.n_embd, n * config.n_embd) "
             "for n in (3, 1, 5))"
         ),
-        "besides the projections the module has `gate` (120, 24)",
+        "the module also has `gate` (120, 24), besides the projections",
         "c_proj",
     ),
 }

@@ -97,7 +97,8 @@ def test_every_placeholder_of_a_message_gets_a_value() -> None:
     assert lacking == []
 
 
-# the values that lessons have for every mistake that they recognise by its `forms` or `parts`
+# Lessons fill these placeholders in the message of any mistake that they recognise by its `forms`
+# or `parts`.
 OF_MODULES = {"B", "T", "C", "C1", "C4"}
 OF_FORMS: dict[str, set[str]] = {
     **{name: set() for name in ("tokenizer", "training", "sampling")},

@@ -120,7 +120,7 @@ def test_right_files_get_their_notes(reports: dict[str, FileReport]) -> None:
     assert set(plain) == {"dropout", "mask", "block_size"}
     assert "none acts in training" in plain["dropout"]
     assert "`mask` is a plain tensor" in plain["mask"]
-    # forward replaces the weights in each call, so they are never on another device than x
+    # forward replaces the attention weights that the module keeps, so they are always on x's device
     assert notes(reports["kept_weights"]) == plain
     assert "`scale` and `mask` are plain tensors" in notes(reports["two_tensors"])["mask"]
 

@@ -109,8 +109,8 @@ def softmax_over_one_number(trace: ForwardTrace, found: Matches) -> bool:
 def _has_scores_of_some_keys(found: Matches, p: Problem) -> bool:
     """Whether the learner's code computed at least one correct score for each query.
 
-    True only if a query has scores with the same keys in every sequence and head. In this case, the
-    code left out the other visible keys before it computed scores, for example in a loop over
+    Also, each query must have scores with the same keys in all sequences and heads. In this case,
+    the code left out the other visible keys before it computed scores, for example in a loop over
     tokens."""
     seen = found.tables["scaled"].seen.view(p.B, p.H, p.T, p.T) & p.past
     return bool((seen == seen[0, 0]).all()) and bool(seen[0, 0].any(dim=-1).all())

@@ -125,7 +125,7 @@ MISTAKES = (
                    lambda x: x / _variance(x).sqrt()), r"var\(|std\(|\bx\s*-|var"),
     ExerciseMistake("sum-for-mean", 1, "(x ** 2).sum(-1), or x.norm(dim=-1)",
             "you divide by the length of the vector: the {C} squares are summed, not averaged",
-            "the size of a token must not grow with its number of channels",
+            "the divisor must not grow with the number of channels",
             "take the mean of the squares, or divide the norm by sqrt(C)",
             _sized(lambda x: x / torch.sqrt(_sum(x) + EPS),
                    lambda x: x / (_length(x) + EPS), lambda x: x / _length(x),

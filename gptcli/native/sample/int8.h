@@ -141,7 +141,7 @@ INLINE vint32 dot_fours(vint32 sum, vint32 weights, int32_t four) {
 #endif
 }
 
-/* whole = nr rows times nb panels: exact sums over 32 inputs. */
+/* whole = the products of nr rows with nb panels, as exact sums over 32 inputs. */
 INLINE void sum_group(const int nr, const int nb, const char *w, long panel, const char *group,
                       const char *corrections, long row, vint32 whole[6][4][PARTS]) {
     const char *high = group, *low = high + SCALE_GROUP;
@@ -168,8 +168,8 @@ INLINE void sum_group(const int nr, const int nb, const char *w, long panel, con
             for (int i = 0; i < PARTS; i++) whole[r][j][i] = (highs[r][j][i] << 7) + lows[r][j][i];
 }
 #else
-/* whole = nr rows times nb panels: exact sums over 32 inputs. The four weights of an output
- * become int16: first the weights in bytes 0 and 2, then those in bytes 1 and 3. */
+/* whole = the products of nr rows with nb panels, as exact sums over 32 inputs. The four weights
+ * of an output become int16: first the weights in bytes 0 and 2, then those in bytes 1 and 3. */
 INLINE void sum_group(const int nr, const int nb, const char *w, long panel, const char *group,
                       const char *corrections, long row, vint32 whole[6][4][PARTS]) {
     const int32_t low = 0x00ff00ff;

@@ -278,7 +278,8 @@ def _complain(
     if unknown:
         names = ", ".join(f"`{group.name}` {group.shape}" for group, _ in unknown)
         raise ProjectionError(
-            f"besides the projections the module has {names}; causal attention has no such weights",
+            f"the module also has {names}, besides the projections; causal attention has no such "
+            "weights",
             "unknown-weights",
             unnamed=True,
         )
