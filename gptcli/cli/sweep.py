@@ -106,7 +106,7 @@ def _config(word: str) -> tuple[str, str, str | None]:
     from gptcli.training.run_commands import base_of
 
     path = expanded(word)
-    names_config = path.name == "config.yaml" and path.is_file()
+    names_config = path.name == "config.yaml" and (path.parent / "run.json").is_file()
     for run in [path.parent] if names_config else [path, Path("runs") / word]:
         if (run / "config.yaml").is_file() and (run / "tokenizer.json").is_file():
             run_folder.read_config(run)

@@ -6,6 +6,7 @@ Each command names the run's folder, so it works in the user's current folder.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def is_free(folder: Path, status: Mapping[str, Any]) -> bool:
     even if it is missing."""
     base = base_of(status)
     is_base = base is not None and Path(base).resolve() == folder.resolve()
-    return not is_base and not folder.exists()
+    return not is_base and not os.path.lexists(folder)  # False, and no OSError, for long names
 
 
 def free_folders(run: Path, status: Mapping[str, Any]) -> Iterator[Path]:

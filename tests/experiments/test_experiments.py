@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from gptcli.cli.compared import shortened
+from gptcli.cli.sweep import _config
 from gptcli.errors import GptcliError
 from gptcli.experiments.grid import grid_of, split_values
 from gptcli.experiments.intervals import difference_of, mean_and_interval, t_975, verdict
 from gptcli.experiments.trials import best_step_now, is_finished
+from gptcli.training.run_commands import is_free
 from tests.conftest import SMALL
 from tests.pages.browser import opened
 
@@ -320,3 +322,20 @@ def test_the_page_in_a_browser(two: Path, cli: Any, tmp_path: Path) -> None:
     with opened(tmp_path / "ab.html") as page:
         assert page.locator("canvas").count() == 2
         assert page.locator("tbody tr").count() == 2
+
+
+def test_a_config_beside_a_tokenizer_is_no_run(tmp_path: Path) -> None:
+    """A folder with a config.yaml and a tokenizer.json is a run only if it has a run.json."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (tmp_path / "shared.yaml").write_text("{}", "utf-8")
+    (folder / "config.yaml").symlink_to("../shared.yaml")  # in a run, gptcli refuses such a link
+    (folder / "tokenizer.json").write_text("{}", "utf-8")
+    word = str(folder / "config.yaml")
+    assert _config(word) == (word, "config", None)
+
+
+def test_a_name_that_no_folder_can_have_counts_as_free(tmp_path: Path) -> None:
+    assert is_free(tmp_path / ("a" * 300), {})
+    (tmp_path / "taken").mkdir()
+    assert not is_free(tmp_path / "taken", {})
